@@ -1,0 +1,40 @@
+# make demo: set everything up and run the main job.   make test: set up and pass the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-long lint bench clean help
+
+help:
+	@echo "make demo | test | test-long | lint | bench | clean"
+
+$(VENV)/.demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[report]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo
+	$(BIN)/jaxinterp patch --model smollm2-135m-instruct --task ioi --site resid_pre z --n 32 --out runs/ioi
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+test-long: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m long
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/residual_sweep.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

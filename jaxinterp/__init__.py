@@ -1,0 +1,75 @@
+"""jaxinterp: every causal experiment on a transformer is one compiled program.
+
+>>> import jaxinterp as ji
+>>> model, tokenizer = ji.load("smollm2-135m-instruct")            # doctest: +SKIP
+>>> out = ji.forward(model, tokenizer("Hello"), record=("z",))      # doctest: +SKIP
+"""
+
+from jaxinterp import metrics, nnx, results, tasks
+from jaxinterp.interventions import (
+    Edit,
+    Shared,
+    Where,
+    add,
+    product,
+    project_out,
+    replace,
+    scale,
+    zero,
+)  # fmt: skip
+from jaxinterp.loading import LoadError, fetch, load, models, save
+from jaxinterp.metrics import (
+    Metric,
+    accuracy,
+    cross_entropy,
+    evaluate,
+    kl,
+    log_prob,
+    logit,
+    logit_diff,
+    metric,
+    normalized,
+    prob,
+    rank,
+)  # fmt: skip
+from jaxinterp.model import (
+    SITES,
+    At,
+    Config,
+    Frame,
+    Intervention,
+    Model,
+    Output,
+    Rotary,
+    Site,
+    Tokens,
+    embed,
+    forward,
+    init,
+    run_layers,
+    shapes,
+    unembed,
+)  # fmt: skip
+from jaxinterp.model.transforms import (
+    center_unembed,
+    center_writing_weights,
+    fold_norm,
+    fold_value_biases,
+)  # fmt: skip
+from jaxinterp.patching import patch
+from jaxinterp.results import share
+from jaxinterp.sweep import observe, sweep, sweep_plain
+from jaxinterp.tasks import Task
+from jaxinterp.tokens import Tokenizer
+from jaxinterp.version import __version__
+
+__all__ = [
+    "SITES", "At", "Config", "Edit", "Frame", "Intervention", "LoadError", "Metric", "Model",
+    "Output", "Rotary", "Shared", "Site", "Task", "Tokenizer", "Tokens", "Where", "__version__",
+    "accuracy", "add", "center_unembed", "center_writing_weights", "cross_entropy", "embed",
+    "evaluate", "fetch", "fold_norm", "fold_value_biases", "forward", "init", "kl", "load",
+    "log_prob", "logit", "logit_diff", "metric", "metrics", "models", "nnx", "normalized",
+    "observe", "patch", "prob", "product", "project_out", "rank", "replace", "results",
+    "run_layers", "save", "scale", "shapes", "share", "sweep", "sweep_plain", "tasks", "unembed",
+    "zero",
+]  # fmt: skip

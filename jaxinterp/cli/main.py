@@ -1,0 +1,54 @@
+"""Entry point: parse, run, and turn bad input into one clear sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+# What a person can cause and mend; anything else is a bug and shows its traceback.
+MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, MemoryError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code (2 for bad input)."""
+    import tyro
+
+    from jaxinterp.cli import commands
+
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {
+                "patch": commands.patch,
+                "models": commands.models,
+                "fetch": commands.fetch,
+            },
+            prog="jaxinterp",
+            description="Mechanistic interpretability of transformers in JAX.",
+            args=argv,
+        )
+    except MENDABLE as error:
+        if os.environ.get("JAXINTERP_DEBUG"):
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        return _complain(text or type(error).__name__)
+    except KeyboardInterrupt:
+        print("jaxinterp: interrupted; the same command resumes.", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        # JAX has no class of its own for a device whose memory is full.
+        if os.environ.get("JAXINTERP_DEBUG") or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        text = str(error).splitlines()[0]
+        return _complain(f"The device is out of memory ({text}): give a smaller --batch.")
+    return 0
+
+
+def _complain(text: str) -> int:
+    print(f"jaxinterp: {' '.join(text.split())}", file=sys.stderr)
+    return 2
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

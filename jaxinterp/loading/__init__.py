@@ -1,0 +1,74 @@
+"""Loading and saving models: the hub, safetensors, GGUF, and our own checkpoints."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxinterp.loading.checkpoint import DESCRIPTION, load_checkpoint, save
+from jaxinterp.loading.errors import LoadError
+from jaxinterp.loading.folder import download, load_folder
+from jaxinterp.loading.registry import BUILT_IN, fetch, models
+from jaxinterp.loading.sharding import shardings
+from jaxinterp.model import Model
+
+if TYPE_CHECKING:
+    from jaxinterp.tokens import Tokenizer
+
+__all__ = ["LoadError", "fetch", "load", "models", "save", "shardings"]
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    dtype: Any = jnp.float32,
+    mesh: Mesh | None = None,
+    revision: str | None = None,
+) -> tuple[Model, Tokenizer | None]:
+    """A model and its tokenizer (None where the files hold none).
+
+    name: a built-in name (see `models`), a folder in Hugging Face layout, a ``.gguf`` file,
+    a folder written by `save`, or a hub id such as ``"EleutherAI/pythia-70m"``.
+    dtype: of the parameters. mesh: where they are laid out, split over its axis "model".
+    revision: a branch, tag or commit of the hub.
+
+    ``model.revision`` is the hub's commit, or the SHA-256 of the weight files. Raises
+    `LoadError` for anything unknown, missing, corrupted or unsupported.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise LoadError(f"dtype={dtype!r} is no floating-point type: expected e.g. jnp.float32.")
+    path, label, commit = _locate(os.fspath(name), revision)
+    if path.is_file():
+        from jaxinterp.loading.gguf import load_gguf
+
+        return load_gguf(path, dtype, mesh, label, commit)
+    if (path / DESCRIPTION).exists():
+        return load_checkpoint(path, dtype, mesh)
+    return load_folder(path, dtype, mesh, label, commit)
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:
+    """Where the files are, what the model is called, and its revision if it is known."""
+    path = Path(name).expanduser()
+    local = path.exists() or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+    if revision is not None and (local or name in BUILT_IN):
+        raise LoadError(f"revision={revision!r} applies to hub ids only; {name!r} is not one.")
+    if name in BUILT_IN:
+        return fetch(name), name, BUILT_IN[name].files[0].sha256  # the first holds the weights
+    if not local:
+        folder, commit = download(name, revision)
+        return folder, name, commit
+    if not path.exists():
+        raise LoadError(f"{path} does not exist: expected a model folder or a .gguf file.")
+    if path.is_file() and path.suffix != ".gguf":
+        raise LoadError(
+            f"{path} is a {path.suffix or 'nameless'} file: give a .gguf file, or the folder "
+            "that holds config.json and the safetensors."
+        )
+    if path.is_dir() and not any((path / f).exists() for f in (DESCRIPTION, "config.json")):
+        raise LoadError(f"{path} holds neither config.json nor {DESCRIPTION}: it is no model.")
+    return path, path.absolute().stem if path.is_file() else path.absolute().name, None

@@ -1,0 +1,115 @@
+"""Our own checkpoints: a folder of orbax arrays, ``jaxinterp.json`` and the tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxinterp.loading.errors import LoadError
+from jaxinterp.loading.reading import read_json, read_tokenizer
+from jaxinterp.loading.sharding import shardings
+from jaxinterp.model import Config, Model, shapes
+
+if TYPE_CHECKING:
+    from jaxinterp.tokens import Tokenizer
+
+DESCRIPTION = "jaxinterp.json"
+_FORMAT = 1
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: Model,
+    tokenizer: Tokenizer | None = None,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write a checkpoint folder that `load` reads back bit for bit.
+
+    The folder appears whole or not at all. Raises ``FileExistsError`` if there is
+    something at ``path``, unless ``overwrite``.
+    """
+    import orbax.checkpoint as ocp
+
+    path = Path(path).absolute()
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: give another path or overwrite=True.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    description: dict[str, Any] = {
+        "format": _FORMAT,
+        "name": model.name,
+        "revision": model.revision,
+        "config": model.config.to_dict(),
+        "shapes": _shapes(model.params),
+    }
+    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial / "params", model.params)
+        if tokenizer is not None:
+            tokenizer.save(partial)
+        (partial / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+        partial.chmod(0o755)
+        if path.exists():
+            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            path.rename(aside / path.name)
+            partial.rename(path)
+            shutil.rmtree(aside)
+        else:
+            partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def load_checkpoint(path: Path, dtype: Any, mesh: Any) -> tuple[Model, Tokenizer | None]:
+    """Read a folder written by `save`, over ``mesh`` if one is given."""
+    import orbax.checkpoint as ocp
+
+    path = path.absolute()
+    description = read_json(path / DESCRIPTION)
+    if description.get("format") != _FORMAT:
+        raise LoadError(
+            f"{path} has checkpoint format {description.get('format')!r}, expected {_FORMAT}: "
+            "save it again with this version."
+        )
+    try:
+        config = Config.from_dict(description["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(f"The config in {path / DESCRIPTION} is not valid: {error!r}.") from error
+    tree = shapes(config, dtype)
+    wanted, stored = _shapes(tree), description.get("shapes", {})
+    for leaf in sorted(wanted | stored):
+        if wanted.get(leaf) != stored.get(leaf):
+            raise LoadError(
+                f"{path} holds {leaf} of shape {stored.get(leaf)}, its config says "
+                f"{wanted.get(leaf)}: the checkpoint was changed; save it again."
+            )
+    target = jax.tree.map(
+        lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+        tree,
+        shardings(tree, mesh),
+    )
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(path / "params", target)
+    except Exception as error:  # orbax raises many kinds
+        reason = str(error).split("\n")[0][:300]
+        raise LoadError(f"The arrays in {path / 'params'} cannot be read: {reason}") from error
+    if mesh is None:  # orbax binds arrays to a device; free ones follow others to theirs
+        params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)), params)
+    model = Model(params, config, name=description["name"], revision=description["revision"])
+    return model, read_tokenizer(path)
+
+
+def _shapes(tree: Any) -> dict[str, list[int]]:
+    """The shape of each leaf, by its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {".".join(key.name for key in path): list(leaf.shape) for path, leaf in leaves}

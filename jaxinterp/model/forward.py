@@ -1,0 +1,185 @@
+"""The forward pass: pure functions over a `Model`, in three stages.
+
+    embed:       tokens -> residual stream [B P D]
+    run_layers:  residual stream -> residual stream, any range of layers
+    unembed:     residual stream -> logits [B P V]
+
+`forward` is their composition. Axis letters: see `jaxinterp.model.params`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxinterp.model import sites
+from jaxinterp.model.block import Layer, block, layers_of, make_context, norm_site
+from jaxinterp.model.compiled import jit
+from jaxinterp.model.config import Config
+from jaxinterp.model.inputs import Tokens, as_tokens, check_tokens
+from jaxinterp.model.params import Model
+from jaxinterp.model.parts import ACTIVATIONS, einsum, normalize, softcap
+from jaxinterp.model.taps import Frame, Intervention, Tap, as_interventions
+
+
+class Output(struct.PyTreeNode):
+    """What `forward` returns.
+
+    logits: [B P V] (None for a model without an unembedding). activations: recorded values
+    by site, stacked over layers where the site is layered: ``activations["z"]`` is
+    [L B P H K].
+    """
+
+    logits: jax.Array | None
+    activations: dict[str, jax.Array]
+
+
+def embed(
+    model: Model,
+    tokens: Any,
+    interventions: Iterable[Intervention] = (),
+    record: Iterable[str] = (),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Stage 1: tokens [B P] to the residual stream [B P D] before layer 0, and records."""
+    c, p, tokens = model.config, model.params.embed, as_tokens(tokens)
+    tap = Tap(c, interventions, record, tokens.positions)
+    frame = Frame(tokens.positions)
+    x = p.W_E[tokens.ids]
+    if c.embed_scale != 1.0:
+        x = x * jnp.asarray(c.embed_scale, x.dtype)
+    x = tap("embed", x, frame)
+    if p.W_pos is not None:
+        x = x + tap("pos_embed", p.W_pos[tokens.positions.clip(0)], frame)
+    if p.W_type is not None:
+        types = jnp.zeros_like(tokens.ids) if tokens.types is None else tokens.types
+        x = x + p.W_type[types]
+    return norm_site(c, p.norm, "ln_embed", x, tap, frame), tap.recorded
+
+
+def run_layers(
+    model: Model,
+    x: jax.Array,
+    tokens: Any,
+    start: int | jax.Array = 0,
+    stop: int | jax.Array | None = None,
+    interventions: Iterable[Intervention] = (),
+    record: Iterable[str] = (),
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Stage 2: layers ``start`` to ``stop`` (exclusive) on the stream x [B P D].
+
+    Records are stacked over the layers run. With traced bounds the layers outside them
+    are passed over (and their records are zero), so that one program serves every range.
+    """
+    c, tokens = model.config, as_tokens(tokens)
+    interventions, record = tuple(interventions), tuple(record)
+    stop = c.n_layers if stop is None else stop
+    context, frame = make_context(model, tokens), Frame(tokens.positions)
+    layers = layers_of(model)
+
+    def run(x: jax.Array, layer: Layer) -> tuple[jax.Array, dict[str, jax.Array]]:
+        tap = Tap(c, interventions, record, context.sources, layer.index)
+        x, _ = block(c, layer, x, context, tap, frame)
+        return x, tap.recorded
+
+    if isinstance(start, (int, np.integer)) and isinstance(stop, (int, np.integer)):
+        if not 0 <= start <= stop <= c.n_layers:
+            raise ValueError(f"layers {start} to {stop} are not a range within {c.n_layers}.")
+        return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[start:stop], layers))
+
+    def maybe_run(x: jax.Array, layer: Layer) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def skip(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+            _, records = jax.eval_shape(run, x, layer)
+            return x, jax.tree.map(lambda r: jnp.zeros(r.shape, r.dtype), records)
+
+        inside = (layer.index >= start) & (layer.index < stop)
+        return jax.lax.cond(inside, lambda x: run(x, layer), skip, x)
+
+    return jax.lax.scan(maybe_run, x, layers)
+
+
+def unembed(
+    model: Model,
+    x: jax.Array,
+    frame: Frame | None = None,
+    interventions: Iterable[Intervention] = (),
+    record: Iterable[str] = (),
+    vocabulary: jax.Array | None = None,
+) -> tuple[jax.Array | None, dict[str, jax.Array]]:
+    """Stage 3: the stream x [B P D] after the last layer to logits [B P V], and records.
+
+    ``vocabulary`` [B C] restricts the logits to those tokens of each prompt, [B P C].
+    ``frame`` says which columns x holds (by default all of them, unpadded).
+    """
+    c, p = model.config, model.params
+    if frame is None:
+        frame = Frame(jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]))
+    tap = Tap(c, interventions, record, frame.positions)
+    x = norm_site(c, p.ln_final, "ln_final", x, tap, frame)
+    if c.head == "none":
+        return None, tap.recorded
+    if c.head_transform:
+        x = ACTIVATIONS[c.act](einsum(c, "bpd,de->bpe", x, p.head.W) + p.head.b)
+        x = normalize(c, p.head.norm, x)
+    b = p.head.b_U
+    if vocabulary is None:
+        tied = c.head == "tied"
+        logits = (
+            einsum(c, "bpd,vd->bpv", x, p.embed.W_E)
+            if tied
+            else einsum(c, "bpd,dv->bpv", x, p.head.W_U)
+        )
+        logits = logits if b is None else logits + b
+    else:
+        tied = c.head == "tied"
+        W = p.embed.W_E[vocabulary] if tied else jnp.moveaxis(p.head.W_U[:, vocabulary], 0, -1)
+        logits = einsum(c, "bpd,bcd->bpc", x, W)
+        logits = logits if b is None else logits + b[vocabulary][:, None]
+    return softcap(logits, c.logit_softcap), tap.recorded
+
+
+def forward(
+    model: Model,
+    tokens: Any,
+    interventions: Any = (),
+    record: Iterable[str] = (),
+) -> Output:
+    """Run the model on tokens [B P]: a pure function with explicit outputs.
+
+    tokens: token ids [B P] or [P], or `Tokens` (which carries padding).
+    interventions: one intervention or a tuple of them, applied in order at each site.
+    record: the sites to return, by our or TransformerLens's names.
+
+    Raises ``ValueError`` for a site the architecture lacks, an index out of range, tokens
+    outside the vocabulary or prompts longer than learned positions reach.
+    """
+    tokens = as_tokens(tokens)
+    interventions = as_interventions(model.config, interventions, tokens)
+    names = check_record(model.config, record)
+    check_tokens(model.config, tokens)
+    return _forward(model, tokens, interventions, record=names)
+
+
+@functools.partial(jit, static=("record",))
+def _forward(
+    model: Model, tokens: Tokens, interventions: tuple[Intervention, ...], record: tuple[str, ...]
+) -> Output:
+    x, first = embed(model, tokens, interventions, record)
+    x, middle = run_layers(model, x, tokens, interventions=interventions, record=record)
+    logits, last = unembed(model, x, Frame(tokens.positions), interventions, record)
+    return Output(logits, {**first, **middle, **last})
+
+
+def check_record(config: Config, record: Iterable[str]) -> tuple[str, ...]:
+    """Own names of the sites to record; every one exists in the architecture."""
+    if isinstance(record, str):
+        record = (record,)
+    names = tuple(sites.parse(name)[0] for name in record)
+    for name in names:
+        sites.require(config, name)
+    return names

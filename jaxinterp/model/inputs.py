@@ -1,0 +1,95 @@
+"""Token ids as the forward pass reads them: with padding and positions made explicit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxinterp.model.config import Config
+
+
+class Tokens(struct.PyTreeNode):
+    """A batch of prompts.
+
+    ids: int [B P]. positions: int [B P], each token's position within its own prompt, -1
+    where there is padding (on either side). types: int [B P] token types (BERT), or None.
+    """
+
+    ids: Any
+    positions: Any
+    types: Any = None
+
+    @property
+    def mask(self) -> Any:
+        """bool [B P]: True at real tokens."""
+        return self.positions >= 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.ids.shape
+
+    @property
+    def lengths(self) -> Any:
+        """int [B]: the number of real tokens of each prompt."""
+        return self.mask.sum(-1)
+
+    def __len__(self) -> int:
+        return self.ids.shape[0]
+
+    def __getitem__(self, prompts: Any) -> Tokens:
+        """Some of the prompts (an int gives a batch of one)."""
+        if isinstance(prompts, (int, np.integer)):
+            prompts = slice(prompts, prompts + 1 or None)
+        return jax.tree.map(lambda leaf: leaf[prompts], self)
+
+    def columns(self, positions: Any) -> Any:
+        """The column of each position [B ...] of its prompt: int, same shape."""
+        xp = np if isinstance(self.positions, np.ndarray) else jnp
+        first = xp.argmax(self.mask, axis=-1)
+        return positions + first.reshape(-1, *[1] * (xp.ndim(positions) - 1))
+
+
+def as_tokens(tokens: Any) -> Tokens:
+    """Tokens from `Tokens` or from bare ids [B P] or [P] (no padding).
+
+    Raises ``ValueError`` for an empty batch, wrong rank or a non-integer dtype.
+    """
+    ids = tokens.ids if isinstance(tokens, Tokens) else jnp.asarray(tokens)
+    if ids.ndim == 1:
+        ids = ids[None]
+    if ids.ndim != 2 or ids.size == 0:
+        raise ValueError(
+            f"tokens have shape {list(ids.shape)}, expected a non-empty [batch, position]."
+        )
+    if not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise ValueError(f"tokens are {ids.dtype}, expected integers (token ids).")
+    if isinstance(tokens, Tokens):
+        return tokens
+    positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
+    return Tokens(ids, positions)
+
+
+def check_tokens(config: Config, tokens: Tokens) -> None:
+    """Refuse ids outside the vocabulary and prompts longer than learned positions reach.
+
+    Values that are traced cannot be looked at; their shapes are checked all the same.
+    """
+    if config.positions == "learned" and tokens.shape[1] > config.n_ctx:
+        raise ValueError(
+            f"The prompt has {tokens.shape[1]} tokens; this {config.family} model has learned "
+            f"positions for {config.n_ctx}. Shorten it."
+        )
+    if isinstance(tokens.ids, jax.core.Tracer):
+        return
+    ids = np.asarray(tokens.ids)
+    low, high = ids.min(), ids.max()
+    if low < 0 or high >= config.vocab_size:
+        bad = low if low < 0 else high
+        raise ValueError(
+            f"Token id {bad} is outside the vocabulary of {config.vocab_size}: were these "
+            "tokens made by this model's tokenizer?"
+        )

@@ -1,0 +1,155 @@
+"""Taps: where interventions meet the forward pass, and where values are recorded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from jaxinterp.model.config import Config
+from jaxinterp.model.inputs import Tokens
+from jaxinterp.model.sites import SITES, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The token columns a value holds: all of them, a suffix, or a few that are read.
+
+    ``positions`` [B P] are positions within each prompt (-1: padding); ``columns`` says
+    which columns of the token array these are: a slice, or indices [B P].
+    """
+
+    positions: jax.Array
+    columns: slice | jax.Array = dataclasses.field(default_factory=lambda: slice(None))
+
+    def take(self, whole: jax.Array, axis: int) -> jax.Array:
+        """This frame's part of an array that holds every column along ``axis``."""
+        if isinstance(self.columns, slice):
+            return whole[(slice(None),) * axis + (self.columns,)]
+        shape = [1] * whole.ndim
+        shape[0], shape[axis] = self.columns.shape
+        return jnp.take_along_axis(whole, self.columns.reshape(shape), axis)
+
+    def read(self, columns: jax.Array) -> Frame:
+        """The frame of a few columns [B R], counted within this (slice) frame."""
+        start = (self.columns.start or 0) if isinstance(self.columns, slice) else 0
+        return Frame(jnp.take_along_axis(self.positions, columns, 1), columns + start)
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """Where an intervention is called.
+
+    site: the site's name. config: the architecture. layer: the layer, a traced integer
+    (None at sites that occur once). positions: [B P], the position within its prompt of
+    each token the value holds (-1: padding). sources: [B S], the same for the source axis.
+    """
+
+    site: str
+    config: Config
+    layer: jax.Array | None
+    frame: Frame
+    sources: jax.Array
+
+    @property
+    def positions(self) -> jax.Array:
+        return self.frame.positions
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Names of the value's axes."""
+        return ("batch", *SITES[self.site].axes)
+
+    def donor(self, values: jax.Array) -> jax.Array:
+        """The part of recorded ``values`` that stands where this value stands.
+
+        ``values`` may be stacked over layers, as `forward` records them, or belong to one
+        layer; positions that this run does not hold are left out. Anything of fewer axes
+        is broadcast as NumPy would.
+        """
+        if values.ndim == len(self.axes) + 1:
+            values = values[self.layer]
+        if values.ndim == len(self.axes):
+            axis = self.axes.index("position")
+            if values.shape[axis] > 1:
+                values = self.frame.take(values, axis)
+        return values
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """Any pytree that maps (value, where) to a value of the same shape and dtype."""
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The (static) names of the sites it changes."""
+
+    def __call__(self, value: jax.Array, at: At) -> jax.Array: ...
+
+
+def as_interventions(config: Config, given: Any, tokens: Tokens) -> tuple[Intervention, ...]:
+    """A flat tuple of interventions, each checked against the model and the tokens.
+
+    Raises ``TypeError`` for what is not an intervention and ``ValueError`` for one that
+    names a site the architecture lacks or an index out of range.
+    """
+    if isinstance(given, (tuple, list)):
+        return tuple(i for each in given for i in as_interventions(config, each, tokens))
+    if not isinstance(given, Intervention) or not callable(given):
+        raise TypeError(
+            f"{given!r} is not an intervention: it needs `sites` (a tuple of site names) "
+            "and `__call__(value, at)`."
+        )
+    for site in given.sites:
+        require(config, site)
+    check = getattr(given, "check", None)
+    if check is not None:
+        check(config, tokens)
+    return (given,)
+
+
+class Tap:
+    """Applies the interventions at each site and keeps what is to be recorded.
+
+    Lives only while one stage or one layer is traced.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        interventions: Iterable[Intervention],
+        record: Iterable[str],
+        sources: jax.Array,
+        layer: jax.Array | None = None,
+    ):
+        self.config, self.layer, self.sources = config, layer, sources
+        self.interventions, self.record = tuple(interventions), frozenset(record)
+        self.recorded: dict[str, Any] = {}
+
+    def edits(self, *sites: str) -> bool:
+        """Whether an intervention changes one of the sites."""
+        return any(site in i.sites for i in self.interventions for site in sites)
+
+    def wants(self, *sites: str) -> bool:
+        """Whether one of the sites is changed or recorded."""
+        return self.edits(*sites) or not self.record.isdisjoint(sites)
+
+    def __call__(self, site: str, value: jax.Array, frame: Frame) -> jax.Array:
+        at = At(site, self.config, self.layer, frame, self.sources)
+        for intervention in self.interventions:
+            if site in intervention.sites:
+                changed = intervention(value, at)
+                if (changed.shape, changed.dtype) != (value.shape, value.dtype):
+                    raise ValueError(
+                        f"{type(intervention).__name__} at {site!r} returned "
+                        f"{changed.dtype}{list(changed.shape)}, expected "
+                        f"{value.dtype}{list(value.shape)} {' '.join(at.axes)}: "
+                        "an intervention keeps its value's shape and dtype."
+                    )
+                value = changed
+        if site in self.record:
+            self.recorded[site] = value
+        return value

@@ -1,0 +1,152 @@
+"""Rewrites of the weights that leave the log-probabilities unchanged.
+
+Patching does not depend on them; zero ablation and direct logit attribution do. Each is a
+pure function on the model (Elhage et al. 2021; as in TransformerLens's weight processing).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxinterp.model.config import Config
+from jaxinterp.model.params import Head, Model, Norm
+
+
+def _require(model: Model, what: str, **expected: Any) -> Config:
+    config = model.config
+    for field, value in expected.items():
+        if getattr(config, field) != value:
+            raise ValueError(
+                f"{what} needs config.{field}={value!r}; this {config.family} model has "
+                f"{getattr(config, field)!r}."
+            )
+    return config
+
+
+def untie(model: Model) -> Model:
+    """The same model with an unembedding of its own in place of the tied one."""
+    if model.config.head != "tied":
+        return model
+    head = model.params.head.replace(W_U=model.params.embed.W_E.T)
+    config = model.config.replace(head="untied")
+    return model.replace(params=model.params.replace(head=head), config=config)
+
+
+def fold_norm(model: Model) -> Model:
+    """Move every norm's gain and shift into the weights that read it.
+
+    Gains become 1 and shifts 0; biases appear where a shift needs one. Norms of what
+    sublayers write are left alone: their gain acts after the scale.
+    """
+    c = _require(model, "fold_norm", norm_input=True, norm_stream=False)
+    if c.norm == "none":
+        return model
+    model = untie(model) if c.norm_final and c.head != "none" else model
+    c, p, layered = model.config, model.params, c.norm == "layer"
+    attn, mlp, head = p.blocks.attn, p.blocks.mlp, p.head
+    changes: dict[str, Any] = {}
+
+    ln1, ln2 = p.blocks.ln1, p.blocks.ln2
+    assert ln1 is not None
+    gain = ln1.w[:, None, :, None]
+    if layered:
+        for name in ("Q", "K", "V"):
+            W, b = getattr(attn, f"W_{name}"), getattr(attn, f"b_{name}")
+            shift = jnp.einsum("ld,lhdk->lhk", ln1.b, W, precision="highest")
+            attn = attn.replace(**{f"b_{name}": shift if b is None else b + shift})
+        changes["bias_qkv"] = True
+    attn = attn.replace(W_Q=attn.W_Q * gain, W_K=attn.W_K * gain, W_V=attn.W_V * gain)
+
+    if mlp is not None:
+        assert ln2 is not None
+        for name in ("in", "gate") if c.gated else ("in",):
+            W, b = getattr(mlp, f"W_{name}"), getattr(mlp, f"b_{name}")
+            if layered:
+                shift = jnp.einsum("ld,ldm->lm", ln2.b, W, precision="highest")
+                mlp = mlp.replace(**{f"b_{name}": shift if b is None else b + shift})
+            mlp = mlp.replace(**{f"W_{name}": W * ln2.w[:, :, None]})
+        if layered:
+            if mlp.b_out is None:
+                mlp = mlp.replace(b_out=jnp.zeros((c.n_layers, c.d_model), mlp.W_out.dtype))
+            changes["bias_mlp"] = True
+
+    final = p.ln_final
+    if final is not None and c.head == "untied" and not c.head_transform:
+        if layered:
+            shift = jnp.einsum("d,dv->v", final.b, head.W_U, precision="highest")
+            head = head.replace(b_U=shift if head.b_U is None else head.b_U + shift)
+            changes["bias_head"] = True
+        head = head.replace(W_U=head.W_U * final.w[:, None])
+        final = _unit(final)
+    blocks = p.blocks.replace(attn=attn, mlp=mlp, ln1=_unit(ln1), ln2=_unit(ln2))
+    params = p.replace(blocks=blocks, head=head, ln_final=final)
+    return model.replace(params=params, config=c.replace(**changes))
+
+
+def _unit(norm: Norm | None) -> Norm | None:
+    if norm is None:
+        return None
+    b = None if norm.b is None else jnp.zeros_like(norm.b)
+    return Norm(jnp.ones_like(norm.w), b)
+
+
+def center_writing_weights(model: Model) -> Model:
+    """Take the mean over d_model out of everything that writes to the stream.
+
+    LayerNorm removes that mean anyway, so nothing that reads the stream changes. RMSNorm
+    does not, so models with it are refused. A tied unembedding is untied first.
+    """
+    _require(
+        model, "center_writing_weights",
+        norm="layer", norm_input=True, norm_output=False, norm_stream=False, norm_embed=False,
+        norm_final=True,
+    )  # fmt: skip
+    model = untie(model)
+    p = model.params
+    attn, mlp = p.blocks.attn, p.blocks.mlp
+    attn = attn.replace(W_O=_centered(attn.W_O), b_O=_centered(attn.b_O))
+    if mlp is not None:
+        mlp = mlp.replace(W_out=_centered(mlp.W_out), b_out=_centered(mlp.b_out))
+    embed = p.embed.replace(
+        W_E=_centered(p.embed.W_E), W_pos=_centered(p.embed.W_pos), W_type=_centered(p.embed.W_type)
+    )
+    params = p.replace(embed=embed, blocks=p.blocks.replace(attn=attn, mlp=mlp))
+    return model.replace(params=params)
+
+
+def _centered(x: Any) -> Any:
+    return None if x is None else x - x.mean(-1, keepdims=True)
+
+
+def center_unembed(model: Model) -> Model:
+    """Take the mean over the vocabulary out of the unembedding: softmax does not see it.
+
+    Refused for models with a soft-cap on logits, which does.
+    """
+    _require(model, "center_unembed", logit_softcap=0.0)
+    if model.config.head == "none":
+        raise ValueError("center_unembed needs an unembedding; this model has none.")
+    model = untie(model)
+    head: Head = model.params.head
+    head = head.replace(W_U=_centered(head.W_U), b_U=_centered(head.b_U))
+    return model.replace(params=model.params.replace(head=head))
+
+
+def fold_value_biases(model: Model) -> Model:
+    """Move the value biases into the output bias: attention weights sum to 1.
+
+    b_O gains the sum over heads of b_V W_O; b_V becomes 0.
+    """
+    c, attn = model.config, model.params.blocks.attn
+    if attn.b_V is None:
+        return model
+    b_V = jnp.repeat(attn.b_V, c.n_heads // c.n_kv_heads, axis=1)
+    moved = jnp.einsum("lhk,lhkd->ld", b_V, attn.W_O, precision="highest")
+    attn = attn.replace(
+        b_V=jnp.zeros_like(attn.b_V), b_O=moved if attn.b_O is None else attn.b_O + moved
+    )
+    blocks = model.params.blocks.replace(attn=attn)
+    params = model.params.replace(blocks=blocks)
+    return model.replace(params=params, config=c.replace(bias_o=True))

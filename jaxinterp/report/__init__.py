@@ -1,0 +1,11 @@
+"""What people look at: heat maps, spreads, a table for the terminal, a page for the browser.
+
+Every function takes the labelled result of a sweep (an ``xarray.DataArray`` with a
+``prompt`` dim and the per-prompt baselines ``clean`` and ``corrupted``) and changes nothing.
+"""
+
+from jaxinterp.report.html import write_report
+from jaxinterp.report.plots import heatmap, spread
+from jaxinterp.report.tables import summarize, summary_table
+
+__all__ = ["heatmap", "spread", "summarize", "summary_table", "write_report"]

@@ -1,0 +1,192 @@
+"""How many operations a sweep takes: hook loops, and the fewest that exact values allow.
+
+Counted are the multiplications and additions of matrix products (a multiply-add is two);
+norms, softmax and activation functions are not. Blocks are black boxes, weights are read as
+they are, and sliding windows earn nothing. All numbers are for one prompt of a causal model
+whose metric is read at the last position, and none includes the clean and corrupted runs
+that a sweep starts from (two `full_forward`).
+
+T ``length`` positions; p0 ``first_difference``, the first at which the clean and corrupted
+tokens differ: nothing before it can change. n = T - p0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxinterp.model import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockCost:
+    """What one position costs in one block, by part.
+
+    pair: one query with one key, all heads: the score and the weighted value.
+    """
+
+    q: int
+    kv: int
+    o: int
+    mlp: int
+    pair: int
+
+    @property
+    def position(self) -> int:
+        """Everything but the pairs."""
+        return self.q + self.kv + self.o + self.mlp
+
+
+def block_cost(config: Config) -> BlockCost:
+    """The parts of one block's cost, from its shapes."""
+    heads = 2 * config.d_model * config.n_heads * config.d_head
+    return BlockCost(
+        q=heads,
+        kv=4 * config.d_model * config.n_kv_heads * config.d_head,
+        o=heads,
+        mlp=(6 if config.gated else 4) * config.d_model * config.d_mlp,
+        pair=4 * config.n_heads * config.d_head,
+    )
+
+
+def full_forward(
+    config: Config, length: int, *, reads: int | None = None, columns: int | None = None
+) -> int:
+    """A forward pass: every block at every position, and the unembedding.
+
+    reads: how many positions are unembedded (default: all, as hook loops do). columns: into
+    how many logits (default: the vocabulary).
+    """
+    cost = block_cost(config)
+    pairs = length * (length + 1) // 2 if config.causal else length**2
+    blocks = config.n_layers * (length * cost.position + pairs * cost.pair)
+    reads = length if reads is None else reads
+    return blocks + reads * _readout(config, config.vocab_size if columns is None else columns)
+
+
+def hook_loop(
+    config: Config,
+    length: int,
+    cells: int,
+    *,
+    reads: int | None = None,
+    columns: int | None = None,
+) -> int:
+    """One full forward per cell."""
+    return cells * full_forward(config, length, reads=reads, columns=columns)
+
+
+def residual_bound(
+    config: Config, length: int, first_difference: int = 0, *, columns: int = 2
+) -> int:
+    """The fewest operations for the residual stream patched at every (layer, position).
+
+    A cell (l, p) runs blocks l to L-1 over the positions from p on. In the first of them
+    only p brings new queries, keys and values (and MLPs, if these run in parallel); in the
+    last only one query is needed.
+    columns: how many logits the metric reads per cell (a logit difference: 2).
+    """
+    _check(config, length, first_difference)
+    cost, last = block_cost(config), config.n_layers - 1
+    one_read = cost.q + (cost.mlp if config.parallel else 0)
+    total = 0
+    for layer in range(config.n_layers):
+        for position in range(first_difference, length):
+            unchanged = length - position - 1
+            reads = unchanged if layer < last else min(unchanged, 1)
+            total += _suffix(config, length, position, layer)
+            total -= unchanged * cost.kv + reads * one_read
+    cells = config.n_layers * (length - first_difference)
+    return total + cells * _readout(config, columns)
+
+
+def head_bound(config: Config, length: int, first_difference: int = 0, *, columns: int = 2) -> int:
+    """The fewest operations for each head's output patched at all positions, (layer, head).
+
+    A cell writes one head's new values (n rows of W_O), runs the MLP that reads them, and
+    the blocks above. In the last layer both are needed at one position only.
+    """
+    _check(config, length, first_difference)
+    if first_difference == length:
+        return 0
+    cost, heads, last = block_cost(config), config.n_heads, config.n_layers - 1
+    mlp = 0 if config.parallel else cost.mlp
+    total = 0
+    for layer in range(config.n_layers):
+        rows = length - first_difference if layer < last else 1
+        above = _suffix(config, length, first_difference, layer + 1)
+        total += rows * (cost.o + heads * mlp) + heads * above
+    return total + config.n_layers * heads * _readout(config, columns)
+
+
+def n_edges(config: Config) -> int:
+    """The edges of the graph of embedding, heads (q, k, v apart), MLPs and logits."""
+    into_heads = sum(3 * config.n_heads * _senders(config, i) for i in range(config.n_layers))
+    into_mlps = sum(_mlp_edges(config, i) for i in range(config.n_layers))
+    return into_heads + into_mlps + _senders(config, config.n_layers)
+
+
+def edge_bound(config: Config, length: int, first_difference: int = 0, *, columns: int = 2) -> int:
+    """The fewest operations for each edge patched by itself at all positions.
+
+    An edge into a head's q, k or v projects n new rows, attends with that one head, writes
+    its output, and runs all that reads it; an edge into an MLP starts there. In the last
+    layer one query, one output and one MLP row are needed.
+    """
+    _check(config, length, first_difference)
+    if first_difference == length:
+        return 0
+    cost, heads, last = block_cost(config), config.n_heads, config.n_layers - 1
+    one_head = cost.q // heads  # a head's projection of one row: q, k, v or output
+    mlp = 0 if config.parallel else cost.mlp
+    total = 0
+    for layer in range(config.n_layers):
+        rows = length - first_difference
+        reads = rows if layer < last else 1
+        pairs = _pairs(length, length - reads) * cost.pair // heads
+        above = _suffix(config, length, first_difference, layer + 1)
+        each = reads * (one_head + mlp) + pairs + above
+        projections = (reads + 2 * rows) * one_head
+        total += _senders(config, layer) * heads * (3 * each + projections)
+        total += _mlp_edges(config, layer) * (reads * cost.mlp + above)
+    return total + n_edges(config) * _readout(config, columns)
+
+
+def _suffix(config: Config, length: int, start: int, layer: int) -> int:
+    """Blocks ``layer`` to L-1 over positions from ``start``; the last one reads one query."""
+    blocks = config.n_layers - layer
+    if not blocks:
+        return 0
+    cost, n = block_cost(config), length - start
+    whole = n * cost.position + _pairs(length, start) * cost.pair
+    light = n * cost.kv + (cost.position - cost.kv) + length * cost.pair
+    return (blocks - 1) * whole + light
+
+
+def _pairs(length: int, start: int) -> int:
+    """Query-key pairs with queries from ``start`` on."""
+    return (length * (length + 1) - start * (start + 1)) // 2
+
+
+def _readout(config: Config, columns: int) -> int:
+    return 2 * config.d_model * columns
+
+
+def _senders(config: Config, layer: int) -> int:
+    """What writes to the stream before ``layer``: the embedding, and each head and MLP."""
+    return 1 + (config.n_heads + (not config.attention_only)) * layer
+
+
+def _mlp_edges(config: Config, layer: int) -> int:
+    """The edges into one layer's MLP."""
+    if config.attention_only:
+        return 0
+    return _senders(config, layer) + (0 if config.parallel else config.n_heads)
+
+
+def _check(config: Config, length: int, first_difference: int) -> None:
+    if not config.causal:
+        raise ValueError("The bounds are for causal models: in others every position changes.")
+    if not 0 <= first_difference <= length:
+        raise ValueError(
+            f"first_difference={first_difference} lies outside a prompt of {length} positions."
+        )

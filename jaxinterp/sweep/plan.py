@@ -1,0 +1,120 @@
+"""Plan: which experiments run together, from which layer and over which positions.
+
+Nothing here changes a number: an experiment starts at the first layer it touches, holds
+only the positions from the first one it touches (for a causal model the ones before keep
+the base run's values), and shares its programs with the others of its position bucket.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxinterp.model import Config, Tokens
+
+ROWS = 128  # rows (lanes x prompts x positions) that pass a layer at a time
+MEMORY = 2 << 30  # default budget for the lanes' residual streams and working memory, bytes
+BUCKETS = 4  # suffix lengths that are compiled, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Experiments of one suffix length, sorted by the layer they start from.
+
+    experiments [N]: their numbers in the grid. starts [N]: their first layers. suffix: how
+    many columns they hold. lanes: how many go through a layer at a time. capacity: how many
+    fit a chunk (a multiple of lanes).
+    """
+
+    experiments: np.ndarray
+    starts: np.ndarray
+    suffix: int
+    lanes: int
+    capacity: int
+
+    def chunks(self) -> list[slice]:
+        """The slices of the group that run as one program call each."""
+        return [
+            slice(i, min(i + self.capacity, len(self.experiments)))
+            for i in range(0, len(self.experiments), self.capacity)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The groups of a sweep, and the numbers of the base run it starts from."""
+
+    groups: tuple[Group, ...]
+    n_experiments: int
+
+    @property
+    def n_chunks(self) -> int:
+        return sum(len(group.chunks()) for group in self.groups)
+
+
+def concrete(*trees: Any) -> bool:
+    """True when no leaf is being traced (by the caller's own jit, grad or vmap)."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def suffix_buckets(length: int) -> list[int]:
+    """The suffix lengths that programs are made for: quarters of the prompt."""
+    return sorted({-(-length * quarter // BUCKETS) for quarter in range(1, BUCKETS + 1)})
+
+
+def first_touched(
+    config: Config, tokens: Tokens, interventions: tuple[Any, ...], n_experiments: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first layer [E] and the first column [E] that each experiment can change."""
+    layer = np.full(n_experiments, config.n_layers - 1)
+    column = np.full(n_experiments, tokens.shape[1] - 1)
+    offset = np.asarray(tokens.mask).argmax(-1)
+    for intervention in interventions:
+        begins = getattr(intervention, "begins", None)
+        layers, positions = (None, None) if begins is None else begins(config)
+        layer = np.minimum(layer, 0 if layers is None else layers)
+        if positions is None:
+            column = np.minimum(column, 0)
+        else:
+            per_prompt = np.asarray(positions).reshape(-1, *np.shape(positions)[1:] or (1,))
+            column = np.minimum(column, (per_prompt + offset).min(-1))
+    return layer, column
+
+
+def make_plan(
+    config: Config,
+    tokens: Tokens,
+    interventions: tuple[Any, ...],
+    n_experiments: int,
+    read: np.ndarray,
+    *,
+    chunk: int | None = None,
+    memory: int = MEMORY,
+) -> Plan:
+    """Group the experiments of a grid.
+
+    ``read`` [B R] are the columns whose logits the metric needs. ``chunk`` is the most
+    experiments in one program call (default: what fits ``memory`` bytes).
+    """
+    batch, length = tokens.shape
+    layer, column = first_touched(config, tokens, interventions, n_experiments)
+    if not config.causal:
+        column = np.zeros_like(column)
+    needed = length - np.minimum(column, read.min())
+    buckets = np.asarray(suffix_buckets(length))
+    bucket = buckets[np.searchsorted(buckets, needed)]
+    groups = []
+    for suffix in np.unique(bucket):
+        members = np.flatnonzero(bucket == suffix)
+        members = members[np.argsort(layer[members], kind="stable")]
+        rows = batch * int(suffix)
+        lanes = max(1, min(-(-ROWS // rows), n_experiments))
+        lane_bytes = 4 * rows * config.d_model
+        fits = max(1, memory // lane_bytes)
+        limit = min(fits, chunk or n_experiments, n_experiments)
+        capacity = -(-limit // lanes) * lanes
+        groups.append(Group(members, layer[members], int(suffix), lanes, capacity))
+    return Plan(tuple(groups), n_experiments)

@@ -1,0 +1,402 @@
+"""From text to `Tokens` and back, with the policy on added tokens made explicit.
+
+A doubled or missing BOS shifts every position and changes what a model does, and no error
+says so. A `Tokenizer` therefore never lets its backend add anything: what is put around a
+prompt is one (prefix, suffix) of token ids that shows in its repr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+
+from jaxinterp.files import whole, writable_folder
+from jaxinterp.model.inputs import Tokens, as_tokens
+
+__all__ = ["Tokenizer", "Tokens", "as_tokens"]
+
+Padding = Literal["right", "left", "none"]
+Template = tuple[tuple[int, ...], tuple[int, ...]]
+
+_POLICY = "jaxinterp_tokenizer.json"  # beside tokenizer.json: what `save` adds
+
+
+class Tokenizer:
+    """Text to token ids for one model.
+
+    backend: a ``tokenizers.Tokenizer``; its post-processor, truncation and padding are never
+    used. bos, eos, pad: token ids, where the model has them. add_bos: whether prompts begin
+    with ``bos``. template: (prefix, suffix) ids around every prompt, for models that need
+    more than that (BERT: ``((cls,), (sep,))``); its prefix, if any, stands for the BOS.
+
+    A prompt that already begins with the prefix (or ends with the suffix) gets no second one.
+
+    Raises ``ValueError`` for ids outside the vocabulary, or ``add_bos`` without a ``bos``.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        bos: int | None = None,
+        eos: int | None = None,
+        pad: int | None = None,
+        add_bos: bool = False,
+        template: Template = ((), ()),
+        name: str = "",
+    ):
+        if backend.truncation or backend.padding:  # the caller's own stays as it is
+            backend = tokenizers.Tokenizer.from_str(backend.to_str())
+            backend.no_truncation()
+            backend.no_padding()
+        self.backend, self.name = backend, name
+        self.bos, self.eos, self.pad = bos, eos, pad
+        prefix, suffix = (tuple(int(i) for i in part) for part in template)
+        if add_bos and not prefix:
+            prefix = self._bos_prefix()
+        self.prefix, self.suffix = prefix, suffix
+        self.vocab_size = backend.get_vocab_size()
+        decoder = repr(backend.decoder)
+        self._byte_level, self._metaspace = "ByteLevel" in decoder, "\u2581" in decoder
+        for token in (bos, eos, pad, *prefix, *suffix):
+            if token is not None and not self._known(token):
+                raise ValueError(f"Special token {token} is outside the {self.vocab_size} known.")
+
+    def _bos_prefix(self) -> tuple[int]:
+        if self.bos is None:
+            raise ValueError("add_bos=True needs a BOS token: this tokenizer has none; pass bos=.")
+        return (self.bos,)
+
+    @property
+    def template(self) -> Template:
+        """The (prefix, suffix) ids put around every prompt."""
+        return self.prefix, self.suffix
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether something is put before every prompt."""
+        return bool(self.prefix)
+
+    def __repr__(self) -> str:
+        def show(*ids: int) -> str:
+            return " ".join(f"{i}:{self.backend.id_to_token(i)!r}" for i in ids)
+
+        parts = [repr(self.name), f"vocab_size={self.vocab_size}"]
+        parts += [f"{k}={show(i)}" for k in ("bos", "eos") if (i := getattr(self, k)) is not None]
+        parts.append(f"add_bos={self.add_bos}")
+        if self.prefix not in ((), (self.bos,)):
+            parts.append(f"prefix={show(*self.prefix)}")
+        if self.suffix:
+            parts.append(f"suffix={show(*self.suffix)}")
+        return f"Tokenizer({', '.join(parts)})"
+
+    def _policy(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("bos", "eos", "pad", "template", "name")}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        same = self._policy() == other._policy()
+        return same and self.backend.to_str() == other.backend.to_str()
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.prefix, self.suffix, self.vocab_size))
+
+    # Text to ids
+
+    def _bare(self, text: str) -> list[int]:
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def _around(self, bare: list[int], add_bos: bool | None) -> Template:
+        """The ids to put before and after a prompt."""
+        if add_bos is False:
+            return (), ()
+        prefix, suffix = self.prefix, self.suffix
+        if add_bos and not prefix:
+            prefix = self._bos_prefix()
+        has_prefix = prefix and tuple(bare[: len(prefix)]) == prefix
+        has_suffix = suffix and tuple(bare[-len(suffix) :]) == suffix
+        return () if has_prefix else prefix, () if has_suffix else suffix
+
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """The ids of one prompt.
+
+        add_bos: None follows the tokenizer's policy; True also adds a BOS where the policy
+        does not; False adds nothing at all, before or after.
+        """
+        bare = self._bare(text)
+        prefix, suffix = self._around(bare, add_bos)
+        return [*prefix, *bare, *suffix]
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        *,
+        padding: Padding = "right",
+        add_bos: bool | None = None,
+    ) -> Tokens:
+        """One prompt or a batch as `Tokens` [B P] (NumPy int32; positions -1 at padding).
+
+        padding: the side that shorter prompts are filled on; "none" refuses unequal lengths.
+        add_bos: as in `encode`.
+
+        Raises ``ValueError`` for an empty batch or prompt.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if padding not in ("right", "left", "none"):
+            raise ValueError(f"padding={padding!r}, expected 'right', 'left' or 'none'.")
+        if not texts:
+            raise ValueError("The batch holds no prompts: pass at least one text.")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise TypeError(f"Prompt {i} is {type(text).__name__}, expected a str.")
+            if not text:
+                raise ValueError(f"Prompt {i} is empty: every prompt needs at least one token.")
+        rows = [self.encode(text, add_bos=add_bos) for text in texts]
+        lengths = [len(row) for row in rows]
+        if not all(lengths):
+            bad = lengths.index(0)
+            raise ValueError(f"Prompt {bad}, {texts[bad]!r}, has no tokens in {self!r}.")
+        if padding == "none" and len(set(lengths)) > 1:
+            odd = next(i for i, n in enumerate(lengths) if n != lengths[0])
+            raise ValueError(
+                f"Prompts differ in length: {texts[0]!r} has {lengths[0]} tokens, "
+                f"{texts[odd]!r} has {lengths[odd]}. Reword one, or pass padding='right'."
+            )
+        # Padding is masked out, so its id only has to be one the model can look up.
+        fill = next((i for i in (self.pad, self.eos, self.bos) if i is not None), 0)
+        ids = np.full((len(rows), max(lengths)), fill, np.int32)
+        positions = np.full(ids.shape, -1, np.int32)
+        for i, row in enumerate(rows):
+            columns = slice(ids.shape[1] - len(row), None) if padding == "left" else slice(len(row))
+            ids[i, columns] = row
+            positions[i, columns] = np.arange(len(row))
+        return Tokens(ids, positions)
+
+    # Ids to text
+
+    def _known(self, token: int) -> bool:
+        return token >= 0 and self.backend.id_to_token(token) is not None
+
+    def _token(self, token: int) -> str:
+        if token < 0:
+            raise ValueError(f"Token id {token} is negative: leave padding out before decoding.")
+        piece = self.backend.id_to_token(token)
+        if piece is None:  # models often round their vocabulary up
+            return f"<unused {token}>"
+        if self._byte_level and all(char in _BYTES for char in piece):
+            return _show_bytes(bytes(_BYTES[char] for char in piece))
+        return piece.replace("\u2581", " ") if self._metaspace else piece
+
+    def decode(self, ids: Any) -> str:
+        """The text of ids [P] (or of one id), special tokens included.
+
+        Raises ``ValueError`` for an id that is not in the vocabulary.
+        """
+        ids = np.asarray(ids).reshape(-1).tolist()
+        bad = [i for i in ids if not self._known(i)]
+        if bad:
+            raise ValueError(f"{bad[0]} is not a token id: the vocabulary has {self.vocab_size}.")
+        return self.backend.decode(ids, skip_special_tokens=False)
+
+    def str_tokens(self, text_or_ids: Any, *, add_bos: bool | None = None) -> list[str]:
+        """Each token's own text, one string per position.
+
+        Bytes that are only part of a character read ``<0xE2>``; the continuation marks of
+        WordPiece (``##ing``) stay. Text is encoded as by `encode`.
+        """
+        if isinstance(text_or_ids, str):
+            text_or_ids = self.encode(text_or_ids, add_bos=add_bos)
+        ids = np.asarray(text_or_ids)
+        if ids.ndim > 1 or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+            raise ValueError(
+                f"str_tokens got {ids.dtype}{list(ids.shape)}, expected text or the integer ids "
+                "[position] of one prompt."
+            )
+        return [self._token(i) for i in ids.reshape(-1).tolist()]
+
+    # Words and places
+
+    def _pieces(self, text: str) -> list[int]:
+        """The ids of a text as it stands in a prompt: " Mary" continues what comes before."""
+        if not text.startswith(" "):
+            return self._bare(text)
+        # SentencePiece puts a space before a prompt, so the word needs a neighbour.
+        before, both = self._bare("x"), self._bare("x" + text)
+        return both[len(before) :] if both[: len(before)] == before else self._bare(text)
+
+    def single_token(self, text: str) -> int:
+        """The id of a text that is exactly one token.
+
+        A leading space means "as it follows other words", in every kind of vocabulary.
+
+        Raises ``ValueError`` naming the pieces, and the remedy, when it is not one token.
+        """
+        ids = self._pieces(text)
+        if len(ids) == 1 and not self._unknown(ids[0]):
+            return ids[0]
+        where = self.name or "this tokenizer"
+        what = f"is {len(ids)} tokens in {where}: {self.str_tokens(ids)}"
+        what = f"is not in the vocabulary of {where}" if len(ids) == 1 else what
+        leads = text.startswith(" ")
+        other, remedy = text[1:] if leads else f" {text}", "Choose another word."
+        ids = self._pieces(other)
+        if len(ids) == 1 and not self._unknown(ids[0]):
+            remedy = f"{other!r}, {'without its' if leads else 'with a'} leading space, is one."
+        raise ValueError(f"{text!r} {what}. {remedy}")
+
+    def _unknown(self, token: int) -> bool:
+        unk = getattr(self.backend.model, "unk_token", None)
+        return self.backend.id_to_token(token) in {unk, "<unk>", "[UNK]"}
+
+    def is_single_token(self, text: str) -> bool:
+        """Whether `single_token` has an answer."""
+        with contextlib.suppress(ValueError):
+            return self.single_token(text) >= 0
+        return False
+
+    def positions_of(
+        self, text: str, substring: str, occurrence: int = 0, *, add_bos: bool | None = None
+    ) -> tuple[int, int]:
+        """The (first, last) token positions of a substring of a prompt, BOS counted.
+
+        Tokens that hold any character of it count. ``occurrence`` 1 is the second one.
+
+        Raises ``ValueError`` when the prompt does not hold it that often.
+        """
+        found = [m.span() for m in re.finditer(re.escape(substring), text)] if substring else []
+        if not 0 <= occurrence < len(found):
+            raise ValueError(
+                f"{substring!r} occurs {len(found)} times in {text!r}; occurrence {occurrence} "
+                "(counted from 0) does not exist."
+            )
+        return self.positions_of_span(text, *found[occurrence], add_bos=add_bos)
+
+    def positions_of_span(
+        self, text: str, start: int, stop: int, *, add_bos: bool | None = None
+    ) -> tuple[int, int]:
+        """The (first, last) token positions of the characters ``text[start:stop]``."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        prefix, _ = self._around(encoding.ids, add_bos)
+        hits = [i for i, (a, b) in enumerate(encoding.offsets) if a < stop and b > start and a < b]
+        if not hits:
+            raise ValueError(f"No token of {text!r} holds {text[start:stop]!r}.")
+        return len(prefix) + hits[0], len(prefix) + hits[-1]
+
+    # Files
+
+    @classmethod
+    def from_folder(cls, path: str | os.PathLike[str], *, name: str = "") -> Tokenizer:
+        """The tokenizer of a model folder as Hugging Face or `save` lays it out.
+
+        Reads tokenizer.json, or GPT-2's vocab.json and merges.txt. The policy is the one
+        `save` wrote, or else what the folder's post-processor would add, with
+        ``add_bos_token`` and ``add_eos_token`` of tokenizer_config.json overruling it.
+
+        Raises ``FileNotFoundError`` when the folder holds neither layout.
+        """
+        folder = Path(path)
+        backend = _read_backend(folder)
+        policy = _read_json(folder / _POLICY)
+        if policy:
+            policy["name"] = name or policy["name"]
+            return cls(backend, **policy)
+        files = ("config", "generation_config", "special_tokens_map", "tokenizer_config")
+        config: dict[str, Any] = {}
+        for file in files:  # the later, the closer to the tokenizer
+            config |= _read_json(folder / f"{file}.json")
+
+        def id_of(kind: str) -> int | None:
+            token, index = config.get(f"{kind}_token"), config.get(f"{kind}_token_id")
+            if token is not None:
+                return backend.token_to_id(token["content"] if isinstance(token, dict) else token)
+            first = index[0] if isinstance(index, list) and index else index
+            return first if isinstance(first, int) and backend.id_to_token(first) else None
+
+        bos, eos, pad = id_of("bos"), id_of("eos"), id_of("pad")
+        if not config:  # GPT-2's two files alone
+            bos = eos = backend.token_to_id("<|endoftext|>")
+        prefix, suffix = _added_by_backend(backend)
+        template = (
+            _overrule(config.get("add_bos_token"), prefix, bos),
+            _overrule(config.get("add_eos_token"), suffix, eos),
+        )
+        name = name or folder.resolve().name
+        return cls(backend, bos=bos, eos=eos, pad=pad, template=template, name=name)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a folder that `from_folder` reads back to an equal tokenizer."""
+        folder = writable_folder(path)
+        policy = json.dumps(self._policy(), indent=2) + "\n"
+        for file, text in {"tokenizer.json": self.backend.to_str(), _POLICY: policy}.items():
+            with whole(folder / file) as part:
+                part.write_text(text, encoding="utf-8")
+
+
+def _overrule(flag: bool | None, given: tuple[int, ...], token: int | None) -> tuple[int, ...]:
+    """The ids on one side of a prompt, once the configuration has had its say."""
+    if flag and not given and token is not None:
+        return (token,)
+    return () if flag is False and given == (token,) else given
+
+
+def _added_by_backend(backend: tokenizers.Tokenizer) -> Template:
+    """The (prefix, suffix) that a post-processor of any kind adds, found by asking it."""
+    if backend.post_processor is None:
+        return (), ()
+    backend = tokenizers.Tokenizer.from_str(backend.to_str())
+    backend.no_padding()
+    backend.no_truncation()
+    for probe in ("a", *sorted(backend.get_vocab())):
+        if backend.encode(probe, add_special_tokens=False).ids:
+            break
+    encoding = backend.encode(probe)
+    real = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
+    return tuple(encoding.ids[: real[0]]), tuple(encoding.ids[real[-1] + 1 :])
+
+
+def _read_backend(folder: Path) -> tokenizers.Tokenizer:
+    whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if whole.exists():
+        try:
+            return tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))
+        except Exception as error:  # the backend raises bare Exception
+            raise ValueError(f"{whole} is not a tokenizer file: {error}") from error
+    if not (vocab.exists() and merges.exists()):
+        raise FileNotFoundError(
+            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt."
+        )
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    if backend.token_to_id("<|endoftext|>") is not None:
+        backend.add_special_tokens(["<|endoftext|>"])
+    return backend
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte, inverted (Radford et al. 2019)."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [b for b in range(256) if b not in kept]
+    return {chr(b): b for b in kept} | {chr(256 + i): b for i, b in enumerate(moved)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _show_bytes(piece: bytes) -> str:
+    """Text, with ``<0xE2>`` for each byte that is only part of a character."""
+    text = piece.decode("utf-8", "surrogateescape")  # such a byte becomes U+DC00 + byte
+    return "".join(f"<0x{ord(c) - 0xDC00:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in text)

@@ -1,0 +1,191 @@
+"""How a sweep is batched never shows: chunks, padding, companions, and donors not asked for."""
+
+import functools
+
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import oracle
+import pytest
+from oracle import assert_near
+from small_models import (
+    CONFIGS,
+    DIFF,
+    OTHER,
+    PROMPTS,
+    donor,
+    ragged,
+    small_model,
+)
+
+from jaxinterp.interventions import Shared, product, replace, zero
+from jaxinterp.metrics import log_prob, logit_diff
+from jaxinterp.model import SITES, forward
+from jaxinterp.sweep import plan, run, sweep
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+
+def residual_grid(name, positions):
+    cells = product(layer=range(CONFIGS[name].n_layers), position=positions)
+    return replace("resid_pre", Shared(donor(name)["resid_pre"]), **cells)
+
+
+def test_chunk_size_changes_no_bit(monkeypatch):
+    monkeypatch.setattr(plan, "ROWS", 16)  # few lanes, so that chunks can be small
+    model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
+    whole = sweep(model, PROMPTS, grid, DIFF)
+    for options, calls in (
+        ({"chunk": 1}, [2, 2, 2]),
+        ({"chunk": 3}, [4, 2]),
+        ({"memory": 1}, 3 * [2]),
+    ):
+        done = []
+        small = sweep(model, PROMPTS, grid, DIFF, on_chunk=done.append, **options)
+        np.testing.assert_array_equal(small, whole)
+        assert done == calls
+
+
+def test_a_given_base_changes_no_bit():
+    model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
+    base, _ = run.observe(model, PROMPTS_AS_TOKENS, DIFF)
+    np.testing.assert_array_equal(
+        sweep(model, PROMPTS, grid, DIFF, base=base), sweep(model, PROMPTS, grid, DIFF)
+    )
+
+
+def test_observe_records_what_forward_records():
+    model = small_model("gemma2")
+    sites = ("embed", "z", "pattern", "ln_final_normalized")
+    _, recorded = run.observe(model, PROMPTS_AS_TOKENS, DIFF, record=sites)
+    expected = forward(model, PROMPTS, record=sites).activations
+    for site in sites:
+        assert_near(recorded[site], expected[site], 1e-6, site)
+
+
+PROMPTS_AS_TOKENS = ragged(PROMPTS.tolist(), "right", 7)
+UNEQUAL = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5], [8, 9, 7, 9, 3]]
+TWINS = [[3, 7, 4, 1, 5, 9, 2], [6, 11, 3, 5], [8, 2, 7, 9, 3]]
+ROLES = np.array([[1, 1, 1], [4, 2, 3], [6, 3, 4]])  # [role, prompt]
+ANSWERS, OTHERS = [4, 9, 0], [8, 2, 6]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("name", "site"), [("gemma2", "resid_pre"), ("bert", "v")])
+def test_roles_in_prompts_of_unequal_length_equal_each_prompt_alone(name, site, side):
+    model = small_model(name)
+    tokens, twins = ragged(UNEQUAL, side, 8), ragged(TWINS, side, 8)
+    values = forward(model, twins, record=[site]).activations[site]
+    cells = product(layer=range(3), role=range(len(ROLES)))
+    grid = replace(site, Shared(values), layer=cells["layer"], position=ROLES[cells["role"]])
+    together = sweep(model, tokens, grid, logit_diff(ANSWERS, OTHERS))
+    for b, (prompt, twin) in enumerate(zip(UNEQUAL, TWINS, strict=True)):  # alone, unpadded
+        given = oracle.forward(model, twin)[1][site]
+        for e, (layer, role) in enumerate(zip(*cells.values(), strict=True)):
+            where = (layer, ROLES[role, b])
+
+            def edit(at, at_layer, array, where=where, given=given):
+                if (at, at_layer) == (site, where[0]):
+                    array[where[1]] = given[where]
+                return array
+
+            logits = oracle.forward(model, prompt, edit=edit)[0][-1]
+            alone = logits[ANSWERS[b]] - logits[OTHERS[b]]
+            np.testing.assert_allclose(together[e, b], alone, rtol=1e-4, atol=1e-4)
+    assert (np.ptp(together, axis=0) > 1e-2).all()
+
+
+@hypothesis.given(companions=st.lists(st.lists(st.integers(0, 16), min_size=1, max_size=8),
+                                      min_size=2, max_size=2),
+                  side=st.sampled_from(["left", "right"]), row=st.integers(0, 2))  # fmt: skip
+def test_companions_in_a_batch_change_nothing(companions, side, row):
+    model, prompts = small_model("llama"), list(companions)
+    prompts.insert(row, UNEQUAL[0])
+    grid = zero("attn_out", layer=np.arange(3), position=np.zeros(3, int))
+    together = sweep(model, ragged(prompts, side, 8), grid, log_prob([4, 4, 4]))
+    alone = zero_attn_out_alone()
+    np.testing.assert_allclose(together[:, row], alone, rtol=1e-4)
+
+
+@functools.cache
+def zero_attn_out_alone():
+    """[layer]: log-probability of token 4 after the first of `UNEQUAL`, from the oracle."""
+    out = []
+    for zeroed in range(3):
+
+        def edit(site, layer, array, zeroed=zeroed):
+            if (site, layer) == ("attn_out", zeroed):
+                array[0] = 0
+            return array
+
+        logits = oracle.forward(small_model("llama"), UNEQUAL[0], edit=edit)[0][-1]
+        out.append(np.log(oracle.softmax(logits))[4])
+    return np.array(out)
+
+
+@hypothesis.settings(max_examples=10)
+@hypothesis.given(layer=st.integers(0, 2), position=st.integers(0, 6), head=st.integers(0, 1),
+                  site=st.sampled_from(["resid_pre", "k"]))  # fmt: skip
+def test_nan_in_what_is_not_asked_for_never_leaks(layer, position, head, site):
+    model, values = small_model("llama"), donor("llama")[site]
+    where = {"layer": layer, "position": position, "head": head}
+    where = {axis: where[axis] for axis in ("layer", *SITES[site].axes) if axis in where}
+    kept = np.full_like(values, np.nan)
+    entry = (layer, slice(None), position) + ((head,) if site == "k" else ())
+    kept[entry] = values[entry]
+    indices = {axis: np.array([index]) for axis, index in where.items()}
+    clean = sweep(model, PROMPTS, replace(site, Shared(values), **indices), DIFF)
+    dirty = sweep(model, PROMPTS, replace(site, Shared(kept), **indices), DIFF)
+    np.testing.assert_array_equal(dirty, clean)
+    assert np.isfinite(dirty).all()
+
+
+def test_nan_in_one_experiment_stays_there():
+    model = small_model("llama")
+    values = np.stack([donor("llama")["resid_pre"][1], np.full((2, 7, 8), np.nan)])
+    out = sweep(model, PROMPTS, replace("resid_pre", values, layer=np.array([1, 1])), DIFF)
+    assert np.isfinite(out[0]).all()
+    assert np.isnan(out[1]).all()
+
+
+def cache_size():
+    return run.run_chunk.compiled._cache_size(), run.observe.compiled._cache_size()
+
+
+def test_one_program_per_position_bucket_and_no_more():
+    model, rng = small_model("llama"), np.random.default_rng(0)
+    values = forward(model, OTHER, record=["attn_out"]).activations["attn_out"]
+    cells = product(layer=range(3), position=range(7))
+    before, _ = cache_size()
+    sweep(model, PROMPTS, replace("attn_out", Shared(values), **cells), DIFF)
+    after, observed = cache_size()
+    assert after - before <= 4
+    # Another order of cells, donor, prompts and answers, of the same shapes.
+    order = rng.permutation(21)
+    shuffled = {axis: index[order] for axis, index in cells.items()}
+    grid = replace("attn_out", Shared(values * 2 + 1), **shuffled)
+    sweep(model, OTHER, grid, logit_diff([1, 2], [3, 5]))
+    assert cache_size() == (after, observed)
+
+
+def test_another_layer_position_or_head_compiles_nothing():
+    model, values = small_model("llama"), donor("llama")["z"]
+
+    def effect(layer, position, head):
+        where = {"layer": layer, "position": position, "head": head}
+        grid = replace("z", Shared(values), **{a: np.array([i]) for a, i in where.items()})
+        return sweep(model, PROMPTS, grid, DIFF)
+
+    first = effect(0, 2, 3)
+    before = cache_size()
+    others = [effect(2, 2, 3), effect(0, 1, 3), effect(0, 2, 0)]  # all of one bucket
+    assert cache_size() == before
+    assert all((other != first).any() for other in others)
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+def test_buckets_hold_every_suffix_and_are_at_most_four(length):
+    buckets = plan.suffix_buckets(length)
+    assert len(buckets) <= 4
+    assert buckets[-1] == length
+    assert buckets[0] >= 1
