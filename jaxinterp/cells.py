@@ -37,14 +37,12 @@ class Cells:
     def __len__(self) -> int:
         return int(np.prod(self.shape))
 
-    def of_prompts(self, rows: np.ndarray) -> Cells:
-        """The cells for some of the prompts: only role positions [E B] differ by prompt."""
-        where = {k: v[:, rows] if _per_prompt(k, v) else v for k, v in self.where.items()}
-        return dataclasses.replace(self, where=where)
-
-
-def _per_prompt(axis: str, index: np.ndarray) -> bool:
-    return axis == "position" and index.ndim == 2
+    def indices(self, keep: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """``where`` of some of the cells (bool [E]), for some of the prompts."""
+        kept = {axis: index[keep] for axis, index in self.where.items()}
+        if "position" in kept and kept["position"].ndim == 2:  # roles: one per prompt
+            kept["position"] = kept["position"][:, rows]
+        return kept
 
 
 def make_cells(

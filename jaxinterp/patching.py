@@ -103,20 +103,27 @@ def patch(
             metric, name, cells.where, direction, size,
         )  # fmt: skip
         store = Parts(parts, key)
+    # What no prompt can feel is left out of all batches alike: they run the same programs.
+    felt = felt_cells(model, cells, clean, corrupted)
+    kept = np.asarray(felt.any(-1))
+    shared = _open_axes(model, name, cells, clean, corrupted)
     pieces = []
     for number, begin in enumerate(range(0, len(clean), size)):
         piece = None if store is None else store.get(number)
         if piece is None:
             rows = np.arange(begin, begin + size).clip(max=len(clean) - 1)
             piece = _patch_batch(
-                model, clean[rows], corrupted[rows], of_prompts(metric, rows),
-                name, cells.of_prompts(rows), direction, memory,
+                model, clean[rows], corrupted[rows], of_prompts(metric, rows), name,
+                {**cells.indices(kept, rows), **shared}, direction, memory,
             )  # fmt: skip
             if store is not None:
                 store.put(number, piece)
         pieces.append(piece)
         on_done(len(cells) * min(size, len(clean) - begin))
-    values = np.concatenate(pieces, -1)[:, : len(clean)]
+    found = np.concatenate(pieces, -1)[:, : len(clean)]
+    values = np.repeat(found[[-1 if direction == "denoise" else -2]], len(cells), axis=0)
+    values[felt] = found[:-2][felt[kept]]
+    values = np.concatenate([values, found[-2:]])
     attrs = claim(
         model, site=name, over=list(cells.labels), direction=direction, intervention="replace",
         metric=metric.describe(), n_prompts=len(clean), **dict(record or {}),
@@ -133,42 +140,37 @@ def _fitting(model: Model, tokens: Tokens, memory: int) -> int:
 
 
 def _patch_batch(
-    model: Model, clean: Tokens, corrupted: Tokens, metric: Metric, site: str, cells: Cells,
-    direction: Direction, memory: int,
+    model: Model, clean: Tokens, corrupted: Tokens, metric: Metric, site: str,
+    where: dict[str, Any], direction: Direction, memory: int,
 ) -> np.ndarray:  # fmt: skip
     """[E + 2, B]: the metric under every patch, then the clean and corrupted baselines."""
     base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-    donor_base, recorded = observe(model, donor, metric, record=(site,))
+    donor_run, recorded = observe(model, donor, metric, record=(site,))
     base_run, _ = observe(model, base, metric)
-    unpatched = np.asarray(base_run.metric)
-    out = np.repeat(unpatched[None], len(cells), axis=0)
-
-    changes = changed_cells(model, cells, clean, corrupted)
-    todo = np.flatnonzero(changes.any(-1))
-    if len(todo):
-        where: dict[str, Any] = {k: v[todo] for k, v in cells.where.items()}
-        if "position" not in where and model.config.causal and "position" in SITES[site].axes:
-            first = first_difference(clean, corrupted)[:, None]
-            where["position"] = Shared(np.arange(clean.shape[1])[None] >= first)
-        if not where:
-            where["layer"] = np.ones((1, model.config.n_layers), bool)
-        grid = replace(site, Shared(recorded[site]), **where)
-        values = sweep(model, base, grid, metric, base=base_run, memory=memory)
-        out[todo] = np.where(changes[todo], values, unpatched)
-    pair = (
-        (donor_base.metric, unpatched) if direction == "denoise" else (unpatched, donor_base.metric)
-    )
-    return np.concatenate([out, np.stack([np.asarray(p) for p in pair])])
+    grid = replace(site, Shared(recorded[site]), **where)
+    values = sweep(model, base, grid, metric, base=base_run, memory=memory)
+    runs = (donor_run, base_run) if direction == "denoise" else (base_run, donor_run)
+    return np.concatenate([values, np.stack([np.asarray(run.metric) for run in runs])])
 
 
-def changed_cells(model: Model, cells: Cells, clean: Tokens, corrupted: Tokens) -> np.ndarray:
+def felt_cells(model: Model, cells: Cells, clean: Tokens, corrupted: Tokens) -> np.ndarray:
     """bool [E B]: whether a patch can change anything, as far as the tokens tell."""
     first = first_difference(clean, corrupted)
-    changes = np.repeat((first < np.asarray(clean.lengths))[None], len(cells), axis=0)
+    felt = np.repeat((first < np.asarray(clean.lengths))[None], len(cells), axis=0)
     if model.config.causal and "position" in cells.where:
         # A causal run cannot differ from its donor before the first token that differs.
-        changes &= cells.where["position"].reshape(len(cells), -1) >= first
-    return changes
+        felt &= cells.where["position"].reshape(len(cells), -1) >= first
+    return felt
+
+
+def _open_axes(
+    model: Model, site: str, cells: Cells, clean: Tokens, corrupted: Tokens
+) -> dict[str, Any]:
+    """Masks for axes that the grid does not sweep, where a part of them is known not to matter."""
+    if "position" in cells.where or "position" not in SITES[site].axes or not model.config.causal:
+        return {}
+    first = first_difference(clean, corrupted).min()
+    return {"position": Shared(np.arange(clean.shape[1]) >= first)}
 
 
 def check_pair(model: Model, clean: Tokens, corrupted: Tokens) -> None:

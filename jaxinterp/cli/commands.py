@@ -83,11 +83,6 @@ def patch(
             axes[name] = ("layer", *axes[name])
         layers = None if layer is None else [layer]
         grid = cells.make_cells(net, own, axes[name], job.clean, layers=layers, positions=positions)
-        if layer is not None and layer >= net.config.n_layers:
-            raise ValueError(
-                f"--site {name}: there is no layer {layer}; {net.name} has layers 0 to "
-                f"{net.config.n_layers - 1}."
-            )
         experiments += len(grid) * len(job)
     parts, found = out / ".parts", {}
     with _bar(experiments, "experiments") as bar:

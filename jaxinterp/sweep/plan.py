@@ -60,9 +60,9 @@ def concrete(*trees: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def suffix_buckets(length: int) -> list[int]:
-    """The suffix lengths that programs are made for: quarters of the prompt."""
-    return sorted({-(-length * quarter // BUCKETS) for quarter in range(1, BUCKETS + 1)})
+def suffix_buckets(longest: int) -> np.ndarray:
+    """The suffix lengths that programs are made for: quarters of the longest one needed."""
+    return np.unique([-(-longest * quarter // BUCKETS) for quarter in range(1, BUCKETS + 1)])
 
 
 def first_touched(
@@ -104,7 +104,7 @@ def make_plan(
     if not config.causal:
         column = np.zeros_like(column)
     needed = length - np.minimum(column, read.min())
-    buckets = np.asarray(suffix_buckets(length))
+    buckets = suffix_buckets(int(needed.max(initial=0)))
     bucket = buckets[np.searchsorted(buckets, needed)]
     groups = []
     for suffix in np.unique(bucket):

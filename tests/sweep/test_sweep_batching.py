@@ -36,9 +36,9 @@ def test_chunk_size_changes_no_bit(monkeypatch):
     model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
     whole = sweep(model, PROMPTS, grid, DIFF)
     for options, calls in (
-        ({"chunk": 1}, [2, 2, 2]),
-        ({"chunk": 3}, [4, 2]),
-        ({"memory": 1}, 3 * [2]),
+        ({"chunk": 1}, [3, 2, 1]),  # suffixes of 3 and of 4 columns
+        ({"chunk": 3}, [3, 3]),
+        ({"memory": 1}, [3, 2, 1]),
     ):
         done = []
         small = sweep(model, PROMPTS, grid, DIFF, on_chunk=done.append, **options)
