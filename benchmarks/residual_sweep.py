@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import os
 import platform
 import statistics
@@ -166,33 +167,37 @@ def main() -> None:
                 peer.ask("threads", n=min(times, key=times.__getitem__))
                 about = peer.ask("about")["versions"]
                 peers[method] = peer
-        for site in args.sites:
-            for corruption in CORRUPTIONS:
-                for n in [*args.prompts, *args.alone]:
-                    task = ji.tasks.ioi(tokenizer, n=n, seed=0, corruption=corruption)
-                    case = Case(model, task, site, corruption)
-                    beside = peers if n in args.prompts else {}
-                    lines.append(row(case, measure(case, beside, args.rounds, args.lens_layers)))
-                    print(lines[-1], flush=True)
-    forward = full_forward(model.config, task.clean.shape[1])
+        for site, corruption in itertools.product(args.sites, CORRUPTIONS):
+            for n in [*args.prompts, *args.alone]:
+                task = ji.tasks.ioi(tokenizer, n=n, seed=0, corruption=corruption)
+                case = Case(model, task, site, corruption)
+                beside = peers if n in args.prompts else {}
+                lines.append(row(case, measure(case, beside, args.rounds, args.lens_layers)))
+                print(lines[-1], flush=True)
+                text = page(case, lines, about, args)  # at every row: a stopped run keeps its own
+                args.out.mkdir(exist_ok=True)
+                (args.out / "residual_sweep.md").write_text(text)
+
+
+def page(case: Case, lines: list[str], about: dict[str, str], args: argparse.Namespace) -> str:
+    """The table with its date, machine and method."""
+    config, length = case.model.config, case.task.clean.shape[1]
+    forward = full_forward(config, length)
     versions = {"jax": jax.__version__, "numpy": np.__version__, **about}
-    text = "\n".join(
+    return "\n".join(
         [
             "# Exact patching sweeps on SmolLM2-135M, IOI prompts", "",
             f"{datetime.date.today()}; {os.cpu_count()} cores ({platform.machine()}), "
             f"{jax.default_backend()}, float32; matrix products at {rate() / 1e9:.0f} GFLOP/s; "
-            f"T = {task.clean.shape[1]} (one forward: {forward / 1e9:.2f} GFLOP); "
+            f"T = {length} (one forward: {forward / 1e9:.2f} GFLOP); "
             + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".", "",
             f"Medians of {args.rounds} interleaved rounds of whole calls (both recorded runs "
             f"included). TransformerLens is timed on {args.lens_layers} of "
-            f"{model.config.n_layers} layers per round and extrapolated: its cost per cell does "
+            f"{config.n_layers} layers per round and extrapolated: its cost per cell does "
             "not depend on the layer. Ours excludes compilation (once per shape).", "",
             HEADER, *lines, "",
         ]
     )  # fmt: skip
-    args.out.mkdir(exist_ok=True)
-    (args.out / "residual_sweep.md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

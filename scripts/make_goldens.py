@@ -328,7 +328,7 @@ def split_digits(tokenizer: Any) -> None:
 
 
 def make_real(out: Path, name: str, model: Any, tokenizer: Any, detail: int) -> None:
-    """The five texts; all layers of the short one at ``detail`` positions."""
+    """Every text; all layers of the short one at ``detail`` positions."""
     found = {}
     for key, text in TEXTS.items():
         ids = tokenizer(text)["input_ids"][: 512 if name == "minilm" else None]

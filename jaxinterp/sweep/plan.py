@@ -17,7 +17,8 @@ from jaxinterp.model import Config, Tokens
 
 ROWS = 128  # rows (lanes x prompts x positions) that pass a layer at a time
 MEMORY = 2 << 30  # default budget for the lanes' residual streams and working memory, bytes
-BUCKETS = 4  # suffix lengths that are compiled, at most
+BUCKETS = 4  # suffix lengths in one sweep, at most
+COARSE, FINE = 4, 16  # suffix lengths that prompts of one shape choose from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +61,20 @@ def concrete(*trees: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def suffix_buckets(longest: int) -> np.ndarray:
-    """The suffix lengths that programs are made for: quarters of the longest one needed."""
-    return np.unique([-(-longest * quarter // BUCKETS) for quarter in range(1, BUCKETS + 1)])
+def suffix_buckets(length: int, longest: int, rows: int) -> np.ndarray:
+    """The suffix lengths [k] that a grid's programs are made for; the last holds ``longest``.
+
+    length: the prompts' columns. rows: those of the whole grid at its longest suffix. With k
+    even parts, and experiments spread evenly over layers and positions, a layer passes
+    rows (k + 1) / 4k of them, and k half empty steps of ROWS: least at k = sqrt(rows / 2 ROWS).
+    Lengths are taken from a ladder, so that other prompts of the same shape find programs
+    made: a coarse one where compiling would outweigh what a closer fit saves.
+    """
+    k = int(np.clip(np.rint(np.sqrt(rows / (2 * ROWS))), 1, BUCKETS))
+    rungs = COARSE if k == 1 else FINE
+    ladder = np.unique(-(-length * np.arange(1, rungs + 1) // rungs))
+    top = np.searchsorted(ladder, longest) + 1
+    return ladder[np.unique(-(-top * np.arange(1, k + 1) // k)) - 1]
 
 
 def first_touched(
@@ -104,7 +116,8 @@ def make_plan(
     if not config.causal:
         column = np.zeros_like(column)
     needed = length - np.minimum(column, read.min())
-    buckets = suffix_buckets(int(needed.max(initial=0)))
+    longest = int(needed.max(initial=0))
+    buckets = suffix_buckets(length, longest, n_experiments * batch * longest)
     bucket = buckets[np.searchsorted(buckets, needed)]
     groups = []
     for suffix in np.unique(bucket):

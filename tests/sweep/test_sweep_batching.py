@@ -2,8 +2,10 @@
 
 import functools
 
+import chex
 import hypothesis
 import hypothesis.strategies as st
+import jax
 import numpy as np
 import oracle
 import pytest
@@ -20,7 +22,7 @@ from small_models import (
 
 from jaxinterp.interventions import Shared, product, replace, zero
 from jaxinterp.metrics import log_prob, logit_diff
-from jaxinterp.model import SITES, forward
+from jaxinterp.model import SITES, compiled, forward
 from jaxinterp.sweep import plan, run, sweep
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -31,14 +33,24 @@ def residual_grid(name, positions):
     return replace("resid_pre", Shared(donor(name)["resid_pre"]), **cells)
 
 
+@pytest.fixture(params=["quick", "optimized"])
+def compiler(request):
+    """Tiny models compile quickly without optimizations, but what users run has them."""
+    jax.config.update("jax_disable_most_optimizations", request.param == "quick")
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("compiler")
 def test_chunk_size_changes_no_bit(monkeypatch):
     monkeypatch.setattr(plan, "ROWS", 16)  # few lanes, so that chunks can be small
     model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
     whole = sweep(model, PROMPTS, grid, DIFF)
     for options, calls in (
-        ({"chunk": 1}, [3, 2, 1]),  # suffixes of 3 and of 4 columns
-        ({"chunk": 3}, [3, 3]),
-        ({"memory": 1}, [3, 2, 1]),
+        ({"chunk": 1}, [2, 2, 2]),
+        ({"chunk": 3}, [4, 2]),
+        ({"memory": 1}, [2, 2, 2]),
     ):
         done = []
         small = sweep(model, PROMPTS, grid, DIFF, on_chunk=done.append, **options)
@@ -152,20 +164,24 @@ def cache_size():
     return run.run_chunk.compiled._cache_size(), run.observe.compiled._cache_size()
 
 
-def test_one_program_per_position_bucket_and_no_more():
+def test_one_program_per_position_bucket_and_no_more(monkeypatch):
+    monkeypatch.setattr(plan, "ROWS", 8)  # many rows to a small grid: four buckets
+    chex.clear_trace_counter()
+    counted = chex.assert_max_traces(run.run_chunk.__wrapped__, n=4)
+    monkeypatch.setattr(run, "run_chunk", compiled.jit(counted, static=("suffix", "lanes")))
     model, rng = small_model("llama"), np.random.default_rng(0)
     values = forward(model, OTHER, record=["attn_out"]).activations["attn_out"]
     cells = product(layer=range(3), position=range(7))
-    before, _ = cache_size()
     sweep(model, PROMPTS, replace("attn_out", Shared(values), **cells), DIFF)
-    after, observed = cache_size()
-    assert after - before <= 4
+    observed = cache_size()[1]
     # Another order of cells, donor, prompts and answers, of the same shapes.
     order = rng.permutation(21)
     shuffled = {axis: index[order] for axis, index in cells.items()}
     grid = replace("attn_out", Shared(values * 2 + 1), **shuffled)
     sweep(model, OTHER, grid, logit_diff([1, 2], [3, 5]))
-    assert cache_size() == (after, observed)
+    assert cache_size()[1] == observed
+    with pytest.raises(AssertionError, match="traced"):  # the four were used: this is a fifth
+        sweep(model, PROMPTS[:1], zero("attn_out", layer=np.arange(3)), logit_diff([1], [3]))
 
 
 def test_another_layer_position_or_head_compiles_nothing():
@@ -183,9 +199,18 @@ def test_another_layer_position_or_head_compiles_nothing():
     assert all((other != first).any() for other in others)
 
 
-@pytest.mark.parametrize("length", range(1, 40))
-def test_buckets_hold_every_suffix_and_are_at_most_four(length):
-    buckets = plan.suffix_buckets(length)
-    assert len(buckets) <= 4
-    assert buckets[-1] == length
-    assert buckets[0] >= 1
+@hypothesis.given(length=st.integers(1, 300), part=st.floats(0, 1), rows=st.integers(0, 10**6))
+def test_buckets_hold_every_suffix_and_are_at_most_four(length, part, rows):
+    longest = max(1, round(part * length))
+    buckets = plan.suffix_buckets(length, longest, rows)
+    assert 1 <= len(buckets) <= 4
+    assert (np.diff(buckets) > 0).all()
+    assert 1 <= buckets[0]
+    assert longest <= buckets[-1] <= length
+    if rows > 200 * plan.ROWS and length <= 16:
+        assert buckets[-1] == longest
+
+
+def test_prompts_of_one_shape_share_a_ladder_of_suffixes():
+    found = [plan.suffix_buckets(128, n, 10**6) for n in range(1, 129)]
+    assert len(np.unique(np.concatenate(found))) == 16
