@@ -20,10 +20,12 @@ from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import parse
 from jaxinterp.results import Parts, claim, fingerprint, weights_digest
 from jaxinterp.sweep import observe, sweep
+from jaxinterp.sweep.devices import checked, place_model, place_tokens, to_host
 from jaxinterp.sweep.plan import MEMORY
 
 if TYPE_CHECKING:
     import xarray as xr
+    from jax.sharding import Mesh
 
 Direction = Literal["denoise", "noise"]
 BATCH = 32  # prompts per program, at most
@@ -54,6 +56,7 @@ def patch(
     record: Mapping[str, Any] | None = None,
     batch: int | None = None,
     memory: int = MEMORY,
+    mesh: Mesh | None = None,
     parts: str | None = None,
     on_done: Callable[[int], None] = lambda experiments: None,
 ) -> xr.DataArray:
@@ -67,9 +70,10 @@ def patch(
     positions: some positions, or a mapping from role names to one position per prompt
     ({"S1": [B], "END": [B]}), which also works for prompts of unequal length.
     neurons: chosen neurons, or the size of the blocks to patch together (default: 64).
-    batch: prompts per program. parts: a folder that keeps finished batches, so that a
-    killed call resumes (delete it when the result is saved). on_done: called with the number
-    of experiments x prompts done, as they finish.
+    batch: prompts per program. mesh: devices to split the work over, as in `sweep`.
+    parts: a folder that keeps finished batches, so that a killed call resumes (delete it when
+    the result is saved). on_done: called with the number of experiments x prompts done, as
+    they finish.
     tokenizer: labels positions with tokens. names: one per position ("" for none), shown
     beside its token (a task's ``labels()``). record: more to write into the claim.
 
@@ -107,14 +111,15 @@ def patch(
     felt = felt_cells(model, cells, clean, corrupted)
     kept = np.asarray(felt.any(-1))
     shared = _open_axes(model, name, cells, clean, corrupted)
+    placed = model if mesh is None else place_model(checked(mesh), model)
     pieces = []
     for number, begin in enumerate(range(0, len(clean), size)):
         piece = None if store is None else store.get(number)
         if piece is None:
             rows = np.arange(begin, begin + size).clip(max=len(clean) - 1)
             piece = _patch_batch(
-                model, clean[rows], corrupted[rows], of_prompts(metric, rows), name,
-                {**cells.indices(kept, rows), **shared}, direction, memory,
+                placed, clean[rows], corrupted[rows], of_prompts(metric, rows), name,
+                {**cells.indices(kept, rows), **shared}, direction, memory, mesh,
             )  # fmt: skip
             if store is not None:
                 store.put(number, piece)
@@ -141,16 +146,18 @@ def _fitting(model: Model, tokens: Tokens, memory: int) -> int:
 
 def _patch_batch(
     model: Model, clean: Tokens, corrupted: Tokens, metric: Metric, site: str,
-    where: dict[str, Any], direction: Direction, memory: int,
+    where: dict[str, Any], direction: Direction, memory: int, mesh: Mesh | None,
 ) -> np.ndarray:  # fmt: skip
     """[E + 2, B]: the metric under every patch, then the clean and corrupted baselines."""
+    if mesh is not None:
+        clean, corrupted = (place_tokens(checked(mesh), t) for t in (clean, corrupted))
     base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     donor_run, recorded = observe(model, donor, metric, record=(site,))
     base_run, _ = observe(model, base, metric)
     grid = replace(site, Shared(recorded[site]), **where)
-    values = sweep(model, base, grid, metric, base=base_run, memory=memory)
+    values = sweep(model, base, grid, metric, base=base_run, memory=memory, mesh=mesh)
     runs = (donor_run, base_run) if direction == "denoise" else (base_run, donor_run)
-    return np.concatenate([values, np.stack([np.asarray(run.metric) for run in runs])])
+    return np.concatenate([values, np.stack([to_host(run.metric) for run in runs])])
 
 
 def felt_cells(model: Model, cells: Cells, clean: Tokens, corrupted: Tokens) -> np.ndarray:

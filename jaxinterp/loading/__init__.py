@@ -13,13 +13,13 @@ from jaxinterp.loading.checkpoint import DESCRIPTION, load_checkpoint, save
 from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.folder import download, load_folder
 from jaxinterp.loading.registry import BUILT_IN, fetch, models
-from jaxinterp.loading.sharding import shardings
+from jaxinterp.loading.sharding import auto, shardings
 from jaxinterp.model import Model
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
 
-__all__ = ["LoadError", "fetch", "load", "models", "save", "shardings"]
+__all__ = ["LoadError", "auto", "fetch", "load", "models", "save", "shardings"]
 
 
 def load(

@@ -16,14 +16,18 @@ _AXIS = {
 }  # fmt: skip
 
 
+def auto(mesh: Mesh) -> Mesh:
+    """The mesh with all axes left to the compiler, as the forward pass expects."""
+    return Mesh(mesh.devices, mesh.axis_names)
+
+
 def shardings(tree: Any, mesh: Mesh | None) -> Any:
     """A sharding for each leaf of a parameter tree (arrays or shapes).
 
     An axis is split over the mesh's "model" axis where its length divides, else the leaf
     is replicated. Without a mesh, everything lies on the default device.
     """
-    if mesh is not None:  # let the compiler choose shardings in between, as the forward expects
-        mesh = Mesh(mesh.devices, mesh.axis_names)
+    mesh = None if mesh is None else auto(mesh)
     ways = dict(mesh.shape).get("model", 1) if mesh is not None else 1
 
     def place(path: tuple[Any, ...], leaf: Any) -> Any:

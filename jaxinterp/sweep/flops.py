@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jaxinterp.model import Config
+from jaxinterp.model import SITES, Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,47 +75,108 @@ def hook_loop(
     return cells * full_forward(config, length, reads=reads, columns=columns)
 
 
+def cell_bound(
+    config: Config, site: str, length: int, layer: int, position: int,
+    *, whole: bool = False, part: float = 1.0, columns: int = 2,
+) -> int:  # fmt: skip
+    """The fewest operations for one experiment: ``site`` changed at a layer, from a position.
+
+    whole: at every position from it on; else there alone. part: the share of the site's
+    heads (or neurons) that changes. columns: how many logits the metric reads (a logit
+    difference: 2). A site that occurs once counts as the stream before layer 0 (embeddings)
+    or after the last (final norm).
+    """
+    cost, above = block_cost(config), _Above(config, length, position)
+    n, last = length - position, config.n_layers - 1
+    readout = _readout(config, columns)
+    if not SITES[site].layered:
+        return readout + (0 if site.startswith("ln_final") else above(0, whole))
+    ends = position == length - 1  # the one read position is the one that changes
+    rows = n if whole else 1
+    later = n
+    if layer == last:  # one query, one output, one MLP row are needed
+        rows = int(whole or ends)
+        later = 1
+    mlp_after = 0 if config.parallel else cost.mlp
+    up = above(layer + 1, whole)
+    if site in _MIDDLE:
+        return readout + rows * cost.mlp + up
+    if site in _NEURONS:
+        matrices = 3 if config.gated else 2
+        return readout + int(rows * cost.mlp * part) // matrices + up
+    if site in _ENDS:
+        return readout + up
+    if site in _OUTPUTS:  # of heads: only a changed head writes anew
+        own = cost.o if site == "z" else 0
+        return readout + rows * (int(own * part) + mlp_after) + up
+    if site in _ROWS:  # a query's own row of the pattern
+        pairs = sum(position + i + 1 for i in range(n)) if whole else position + 1
+        pairs = length * int(whole or ends) if layer == last else pairs
+        share = cost.pair if "q" in site else cost.pair // 2
+        own = rows * (cost.o + (cost.q if site == "q_input" else 0)) + pairs * share
+        return readout + int(own * part) + rows * mlp_after + up
+    if site in _KEYS:  # every later query sees them
+        pairs = length if layer == last else _pairs(length, position)
+        own = later * cost.o + pairs * cost.pair
+        if "input" in site:
+            own += (n if whole else 1) * cost.kv // 2
+        return readout + int(own * part) + later * mlp_after + above(layer + 1, True)
+    return readout + above(layer, whole)
+
+
+_MIDDLE = ("ln1_post_scale", "ln1_post_normalized", "attn_out", "resid_mid", "mlp_in", "ln2_scale",
+           "ln2_normalized")  # fmt: skip
+_NEURONS = ("mlp_pre", "mlp_pre_linear", "mlp_post")
+_ENDS = ("ln2_post_scale", "ln2_post_normalized", "mlp_out", "resid_post")
+_OUTPUTS = ("z", "result")
+_ROWS = ("q_input", "q", "rot_q", "attn_scores", "pattern")
+_KEYS = ("k_input", "v_input", "k", "v", "rot_k")
+
+
+class _Above:
+    """What the blocks from a layer on cost after the stream before them changed."""
+
+    def __init__(self, config: Config, length: int, position: int):
+        self.config, self.length, self.position = config, length, position
+
+    def __call__(self, layer: int, whole: bool) -> int:
+        c, cost, n = self.config, block_cost(self.config), self.length - self.position
+        if layer == c.n_layers:
+            return 0
+        total = _suffix(c, self.length, self.position, layer)
+        if whole:
+            return total
+        # In the first block only one position brings new queries, keys and values.
+        unchanged = n - 1
+        reads = unchanged if layer < c.n_layers - 1 else min(unchanged, 1)
+        one_read = cost.q + (cost.mlp if c.parallel else 0)
+        return total - unchanged * cost.kv - reads * one_read
+
+
 def residual_bound(
     config: Config, length: int, first_difference: int = 0, *, columns: int = 2
 ) -> int:
-    """The fewest operations for the residual stream patched at every (layer, position).
-
-    A cell (l, p) runs blocks l to L-1 over the positions from p on. In the first of them
-    only p brings new queries, keys and values (and MLPs, if these run in parallel); in the
-    last only one query is needed.
-    columns: how many logits the metric reads per cell (a logit difference: 2).
-    """
+    """The fewest operations for the residual stream patched at every (layer, position)."""
     _check(config, length, first_difference)
-    cost, last = block_cost(config), config.n_layers - 1
-    one_read = cost.q + (cost.mlp if config.parallel else 0)
-    total = 0
-    for layer in range(config.n_layers):
-        for position in range(first_difference, length):
-            unchanged = length - position - 1
-            reads = unchanged if layer < last else min(unchanged, 1)
-            total += _suffix(config, length, position, layer)
-            total -= unchanged * cost.kv + reads * one_read
-    cells = config.n_layers * (length - first_difference)
-    return total + cells * _readout(config, columns)
+    return sum(
+        cell_bound(config, "resid_pre", length, layer, position, columns=columns)
+        for layer in range(config.n_layers)
+        for position in range(first_difference, length)
+    )
 
 
 def head_bound(config: Config, length: int, first_difference: int = 0, *, columns: int = 2) -> int:
-    """The fewest operations for each head's output patched at all positions, (layer, head).
-
-    A cell writes one head's new values (n rows of W_O), runs the MLP that reads them, and
-    the blocks above. In the last layer both are needed at one position only.
-    """
+    """The fewest operations for each head's output patched at all positions, (layer, head)."""
     _check(config, length, first_difference)
     if first_difference == length:
         return 0
-    cost, heads, last = block_cost(config), config.n_heads, config.n_layers - 1
-    mlp = 0 if config.parallel else cost.mlp
-    total = 0
-    for layer in range(config.n_layers):
-        rows = length - first_difference if layer < last else 1
-        above = _suffix(config, length, first_difference, layer + 1)
-        total += rows * (cost.o + heads * mlp) + heads * above
-    return total + config.n_layers * heads * _readout(config, columns)
+    return config.n_heads * sum(
+        cell_bound(
+            config, "z", length, layer, first_difference,
+            whole=True, part=1 / config.n_heads, columns=columns,
+        )
+        for layer in range(config.n_layers)
+    )  # fmt: skip
 
 
 def n_edges(config: Config) -> int:

@@ -26,8 +26,8 @@ class Group:
     """Experiments of one suffix length, sorted by the layer they start from.
 
     experiments [N]: their numbers in the grid. starts [N]: their first layers. suffix: how
-    many columns they hold. lanes: how many go through a layer at a time. capacity: how many
-    fit a chunk (a multiple of lanes).
+    many columns they hold. lanes: how many go through a layer at a time, on each of the
+    ``ways`` that the grid is split. capacity: how many fit a chunk (a multiple of both).
     """
 
     experiments: np.ndarray
@@ -35,13 +35,46 @@ class Group:
     suffix: int
     lanes: int
     capacity: int
+    ways: int = 1
 
-    def chunks(self) -> list[slice]:
-        """The slices of the group that run as one program call each."""
+    def chunks(self) -> list[Chunk]:
+        """The parts of the group that run as one program call each."""
         return [
-            slice(i, min(i + self.capacity, len(self.experiments)))
-            for i in range(0, len(self.experiments), self.capacity)
+            Chunk.of(self, slice(begin, begin + self.capacity))
+            for begin in range(0, len(self.experiments), self.capacity)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """One program call: shapes are the group's, so that all its chunks share a program.
+
+    experiments [C]: their numbers, device by device, padded by repetition. starts [C / ways]:
+    the layers at which they set off, the same on every device, so that all take the same
+    steps. count: how many of each device's are real. rows [N]: where the real ones' results
+    stand. members [N]: their numbers.
+    """
+
+    experiments: np.ndarray
+    starts: np.ndarray
+    count: int
+    rows: np.ndarray
+    members: np.ndarray
+
+    @classmethod
+    def of(cls, group: Group, part: slice) -> Chunk:
+        members = group.experiments[part]
+        padding = (0, group.capacity - len(members))
+        dealt = np.pad(members, padding, mode="edge").reshape(-1, group.ways)
+        starts = np.pad(group.starts[part], padding, mode="edge").reshape(-1, group.ways)
+        order = np.arange(group.capacity).reshape(group.ways, -1).T.reshape(-1)
+        return cls(
+            experiments=dealt.T.reshape(-1),
+            starts=starts.min(-1).astype(np.int32),
+            count=-(-len(members) // group.ways),
+            rows=order[: len(members)],
+            members=members,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +138,13 @@ def make_plan(
     *,
     chunk: int | None = None,
     memory: int = MEMORY,
+    ways: int = 1,
 ) -> Plan:
     """Group the experiments of a grid.
 
     ``read`` [B R] are the columns whose logits the metric needs. ``chunk`` is the most
-    experiments in one program call (default: what fits ``memory`` bytes).
+    experiments in one program call (default: what fits ``memory`` bytes on a device);
+    ``ways``: over how many devices they are split.
     """
     batch, length = tokens.shape
     layer, column = first_touched(config, tokens, interventions, n_experiments)
@@ -124,10 +159,10 @@ def make_plan(
         members = np.flatnonzero(bucket == suffix)
         members = members[np.argsort(layer[members], kind="stable")]
         rows = batch * int(suffix)
-        lanes = max(1, min(-(-ROWS // rows), n_experiments))
+        lanes = max(1, min(-(-ROWS // rows), -(-n_experiments // ways)))
         lane_bytes = 4 * rows * config.d_model
-        fits = max(1, memory // lane_bytes)
+        fits = max(1, memory // lane_bytes) * ways
         limit = min(fits, chunk or n_experiments, n_experiments)
-        capacity = -(-limit // lanes) * lanes
-        groups.append(Group(members, layer[members], int(suffix), lanes, capacity))
+        capacity = -(-limit // (lanes * ways)) * lanes * ways
+        groups.append(Group(members, layer[members], int(suffix), lanes, capacity, ways))
     return Plan(tuple(groups), n_experiments)

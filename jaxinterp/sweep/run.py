@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxinterp.interventions import is_shared, unshare
 from jaxinterp.metrics import Metric, check_metric, evaluate, read_columns, read_out
@@ -36,6 +37,7 @@ from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import SITES
 from jaxinterp.model.taps import Tap, as_interventions
+from jaxinterp.sweep.devices import checked, place_model, place_tokens, to_host, ways
 from jaxinterp.sweep.plan import MEMORY, Group, concrete, make_plan
 
 
@@ -105,8 +107,24 @@ def take_experiments(grid: Any, picked: np.ndarray) -> Any:
     return jax.tree.map(lambda n: n if is_shared(n) else n[picked], grid, is_leaf=is_shared)
 
 
-@functools.partial(jit, static=("suffix", "lanes"))
+@functools.partial(jit, static=("suffix", "lanes", "mesh"))
 def run_chunk(
+    model: Model, tokens: Tokens, base: Base, metric: Metric, grid: tuple[Any, ...],
+    starts: jax.Array, count: jax.Array, *, suffix: int, lanes: int, mesh: Mesh | None = None,
+) -> jax.Array:  # fmt: skip
+    """`walk` for each device's part of a chunk."""
+    body = functools.partial(walk, suffix=suffix, lanes=lanes)
+    if ways(mesh, "grid") == 1:
+        return body(model, tokens, base, metric, grid, starts, count)
+    whole, split = PartitionSpec(), PartitionSpec("grid")
+    of_grid = jax.tree.map(lambda n: whole if is_shared(n) else split, grid, is_leaf=is_shared)
+    specs = (whole, whole, whole, whole, of_grid, whole, whole)
+    return jax.shard_map(
+        body, mesh=mesh, in_specs=specs, out_specs=split, axis_names={"grid"}, check_vma=False
+    )(model, tokens, base, metric, grid, starts, count)
+
+
+def walk(
     model: Model,
     tokens: Tokens,
     base: Base,
@@ -118,9 +136,9 @@ def run_chunk(
     suffix: int,
     lanes: int,
 ) -> jax.Array:
-    """The metric [C B] of a chunk of C experiments sorted by ``starts`` [C].
+    """The metric [C B] of C experiments sorted by ``starts`` [C]; the first ``count`` are real.
 
-    Only the first ``count`` are real. Columns before the last ``suffix`` keep the base
+    Columns before the last ``suffix`` keep the base
     run's keys and values.
     """
     c = model.config
@@ -158,7 +176,7 @@ def run_chunk(
 
         return jax.vmap(one)(lanes_at(streams, j), started, lanes_at(leaves, j))
 
-    def walk(index: jax.Array, streams: jax.Array) -> jax.Array:
+    def pass_layer(index: jax.Array, streams: jax.Array) -> jax.Array:
         layer = layer_at(model, index)
 
         def step(j: jax.Array, streams: jax.Array) -> jax.Array:
@@ -169,7 +187,7 @@ def run_chunk(
         return jax.lax.fori_loop(0, -(-active // lanes), step, streams)
 
     streams = jnp.zeros((capacity, tokens.shape[0], suffix, c.d_model), base.resid_pre.dtype)
-    streams = jax.lax.fori_loop(jnp.minimum(starts[0], last), last, walk, streams)
+    streams = jax.lax.fori_loop(jnp.minimum(starts[0], last), last, pass_layer, streams)
 
     def close(j: jax.Array, out: jax.Array) -> jax.Array:
         new = run_lanes(layer_at(model, last), streams, j, finish=True)
@@ -181,23 +199,18 @@ def run_chunk(
 
 def run_group(
     model: Model, tokens: Tokens, base: Base, metric: Metric, grid: tuple[Any, ...],
-    group: Group, on_chunk: Callable[[int], None],
+    group: Group, mesh: Mesh | None, on_chunk: Callable[[int], None],
 ) -> np.ndarray:  # fmt: skip
     """The metric [N B] of one group of a plan."""
     results = []
     for chunk in group.chunks():
-        members, starts = group.experiments[chunk], group.starts[chunk]
-        # The last chunk is padded to the capacity: same shapes, same program.
-        padding = group.capacity - len(members)
-        picked = np.pad(members, (0, padding), mode="edge")
-        lanes = take_experiments(grid, picked)
         values = run_chunk(
-            model, tokens, base, metric, lanes,
-            jnp.asarray(np.pad(starts, (0, padding), mode="edge"), jnp.int32),
-            jnp.int32(len(members)), suffix=group.suffix, lanes=group.lanes,
+            model, tokens, base, metric, take_experiments(grid, chunk.experiments),
+            jnp.asarray(chunk.starts), jnp.int32(chunk.count),
+            suffix=group.suffix, lanes=group.lanes, mesh=mesh,
         )  # fmt: skip
-        results.append(np.asarray(values)[: len(members)])
-        on_chunk(len(members))
+        results.append(to_host(values)[chunk.rows])
+        on_chunk(len(chunk.members))
     return np.concatenate(results)
 
 
@@ -210,6 +223,7 @@ def sweep(
     base: Base | None = None,
     chunk: int | None = None,
     memory: int = MEMORY,
+    mesh: Mesh | None = None,
     on_chunk: Callable[[int], None] = lambda done: None,
 ) -> Any:
     """The metric under every experiment of a grid: float [E B], per prompt.
@@ -221,7 +235,9 @@ def sweep(
 
     base: from `observe` on the same model, tokens and metric, if it is at hand. chunk: the
     most experiments per program call; memory: the budget in bytes that sets it otherwise.
-    on_chunk: called with the number of experiments done after each call.
+    mesh: devices to split the work over, by the axes ``grid`` (experiments), ``prompt`` and
+    ``model`` (parameters); see `jaxinterp.sweep.devices`. on_chunk: called with the number of
+    experiments done after each call.
     """
     tokens = as_tokens(tokens)
     interventions = as_interventions(model.config, grid, tokens)
@@ -230,16 +246,28 @@ def sweep(
     _, _, n_experiments = split_grid(interventions)
     if not concrete(model, tokens, interventions, metric):
         return sweep_plain(model, tokens, interventions, metric)
+    if mesh is not None:
+        mesh = checked(mesh)
+        model, tokens = place_model(mesh, model), place_tokens(mesh, tokens)
     if base is None:
         base, _ = observe(model, tokens, metric)
     grid = jax.tree.map(
         lambda n: n if is_shared(n) else np.asarray(n), interventions, is_leaf=is_shared
     )
     read = np.asarray(read_columns(tokens, metric))
-    plan = make_plan(model.config, tokens, grid, n_experiments, read, chunk=chunk, memory=memory)
+    plan = make_plan(
+        model.config,
+        tokens,
+        grid,
+        n_experiments,
+        read,
+        chunk=chunk,
+        memory=memory,
+        ways=ways(mesh, "grid"),
+    )
     out = np.empty((n_experiments, len(tokens)), base.metric.dtype)
     for group in plan.groups:
-        out[group.experiments] = run_group(model, tokens, base, metric, grid, group, on_chunk)
+        out[group.experiments] = run_group(model, tokens, base, metric, grid, group, mesh, on_chunk)
     return out
 
 
