@@ -21,7 +21,7 @@ from jaxinterp.model.sites import parse
 from jaxinterp.results import Parts, claim, fingerprint, weights_digest
 from jaxinterp.sweep import observe, sweep
 from jaxinterp.sweep.devices import checked, place_model, place_tokens, to_host
-from jaxinterp.sweep.plan import MEMORY
+from jaxinterp.sweep.schedule import MEMORY
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -29,11 +29,14 @@ def jit(function: F, static: tuple[str, ...] = ()) -> F:
     def compiled(args: Any, traced: Any, kinds: Any, **fixed: Any) -> Any:
         return function(*args, **traced, **fixed)
 
+    def on(use: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        fixed = {k: kwargs.pop(k) for k in static if k in kwargs}
+        return use(args, kwargs, kinds=classes(jax.tree.structure((args, kwargs))), **fixed)
+
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        fixed = {k: kwargs.pop(k) for k in static if k in kwargs}
-        kinds = classes(jax.tree.structure((args, kwargs)))
-        return compiled(args, kwargs, kinds=kinds, **fixed)
+        return on(compiled, args, kwargs)
 
     call.compiled = compiled  # type: ignore[attr-defined]
+    call.lower = lambda *args, **kwargs: on(compiled.lower, args, kwargs)  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]

@@ -8,6 +8,8 @@ compiler's, which follows where the inputs lie.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -35,6 +37,16 @@ def checked(mesh: Mesh) -> Mesh:
 def place_model(mesh: Mesh, model: Model) -> Model:
     """The parameters split over ``model`` (what lies there already stays)."""
     return model.replace(params=jax.device_put(model.params, shardings(model.params, mesh)))
+
+
+def model_on(mesh: Mesh, model: Model) -> Model:
+    """The shapes of what `place_model` would give."""
+
+    def shape(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    params = jax.tree.map(shape, model.params, shardings(model.params, mesh))
+    return model.replace(params=params)
 
 
 def place_tokens(mesh: Mesh, tokens: Tokens) -> Tokens:

@@ -38,7 +38,8 @@ from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import SITES
 from jaxinterp.model.taps import Tap, as_interventions
 from jaxinterp.sweep.devices import checked, place_model, place_tokens, to_host, ways
-from jaxinterp.sweep.plan import MEMORY, Group, concrete, make_plan
+from jaxinterp.sweep.ledger import Ledger
+from jaxinterp.sweep.schedule import MEMORY, Group, Plan, concrete, make_plan
 
 
 class Base(struct.PyTreeNode):
@@ -224,6 +225,7 @@ def sweep(
     chunk: int | None = None,
     memory: int = MEMORY,
     mesh: Mesh | None = None,
+    ledger: Ledger | None = None,
     on_chunk: Callable[[int], None] = lambda done: None,
 ) -> Any:
     """The metric under every experiment of a grid: float [E B], per prompt.
@@ -236,8 +238,8 @@ def sweep(
     base: from `observe` on the same model, tokens and metric, if it is at hand. chunk: the
     most experiments per program call; memory: the budget in bytes that sets it otherwise.
     mesh: devices to split the work over, by the axes ``grid`` (experiments), ``prompt`` and
-    ``model`` (parameters); see `jaxinterp.sweep.devices`. on_chunk: called with the number of
-    experiments done after each call.
+    ``model`` (parameters); see `jaxinterp.sweep.devices`. ledger: takes down
+    what was done. on_chunk: called with the number of experiments done after each call.
     """
     tokens = as_tokens(tokens)
     interventions = as_interventions(model.config, grid, tokens)
@@ -254,21 +256,29 @@ def sweep(
     grid = jax.tree.map(
         lambda n: n if is_shared(n) else np.asarray(n), interventions, is_leaf=is_shared
     )
-    read = np.asarray(read_columns(tokens, metric))
-    plan = make_plan(
-        model.config,
-        tokens,
-        grid,
-        n_experiments,
-        read,
-        chunk=chunk,
-        memory=memory,
-        ways=ways(mesh, "grid"),
-    )
+    plan = plan_of(model, tokens, grid, metric, chunk=chunk, memory=memory, mesh=mesh)
     out = np.empty((n_experiments, len(tokens)), base.metric.dtype)
-    for group in plan.groups:
-        out[group.experiments] = run_group(model, tokens, base, metric, grid, group, mesh, on_chunk)
+    with (ledger or Ledger()).measure(plan):
+        for group in plan.groups:
+            out[group.experiments] = run_group(
+                model, tokens, base, metric, grid, group, mesh, on_chunk
+            )
     return out
+
+
+def plan_of(
+    model: Model, tokens: Tokens, grid: tuple[Any, ...], metric: Metric,
+    *, chunk: int | None, memory: int, mesh: Mesh | None,
+) -> Plan:  # fmt: skip
+    """`make_plan` for this model, metric and mesh."""
+    vocabulary = metric.vocabulary
+    return make_plan(
+        model.config, tokens, grid, split_grid(grid)[2],
+        np.asarray(read_columns(tokens, metric)),
+        columns=None if vocabulary is None else vocabulary.shape[1],
+        chunk=chunk, memory=memory, ways=ways(mesh, "grid"), model_ways=ways(mesh, "model"),
+        width=model.params.embed.W_E.dtype.itemsize,
+    )  # fmt: skip
 
 
 def sweep_plain(model: Model, tokens: Any, grid: Any, metric: Metric) -> jax.Array:

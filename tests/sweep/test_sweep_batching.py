@@ -23,7 +23,7 @@ from small_models import (
 from jaxinterp.interventions import Shared, product, replace, zero
 from jaxinterp.metrics import log_prob, logit_diff
 from jaxinterp.model import SITES, compiled, forward
-from jaxinterp.sweep import plan, run, sweep
+from jaxinterp.sweep import run, schedule, sweep
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -44,7 +44,7 @@ def compiler(request):
 
 @pytest.mark.usefixtures("compiler")
 def test_chunk_size_changes_no_bit(monkeypatch):
-    monkeypatch.setattr(plan, "ROWS", 16)  # few lanes, so that chunks can be small
+    monkeypatch.setattr(schedule, "ROWS", 16)  # few lanes, so that chunks can be small
     model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
     whole = sweep(model, PROMPTS, grid, DIFF)
     for options, calls in (
@@ -165,7 +165,7 @@ def cache_size():
 
 
 def test_one_program_per_position_bucket_and_no_more(monkeypatch):
-    monkeypatch.setattr(plan, "ROWS", 8)  # many rows to a small grid: four buckets
+    monkeypatch.setattr(schedule, "ROWS", 8)  # many rows to a small grid: four buckets
     chex.clear_trace_counter()
     counted = chex.assert_max_traces(run.run_chunk.__wrapped__, n=4)
     monkeypatch.setattr(run, "run_chunk", compiled.jit(counted, static=("suffix", "lanes")))
@@ -202,15 +202,15 @@ def test_another_layer_position_or_head_compiles_nothing():
 @hypothesis.given(length=st.integers(1, 300), part=st.floats(0, 1), rows=st.integers(0, 10**6))
 def test_buckets_hold_every_suffix_and_are_at_most_four(length, part, rows):
     longest = max(1, round(part * length))
-    buckets = plan.suffix_buckets(length, longest, rows)
+    buckets = schedule.suffix_buckets(length, longest, rows)
     assert 1 <= len(buckets) <= 4
     assert (np.diff(buckets) > 0).all()
     assert buckets[0] >= 1
     assert longest <= buckets[-1] <= length
-    if rows > 200 * plan.ROWS and length <= 16:
+    if rows > 200 * schedule.ROWS and length <= 16:
         assert buckets[-1] == longest
 
 
 def test_prompts_of_one_shape_share_a_ladder_of_suffixes():
-    found = [plan.suffix_buckets(128, n, 10**6) for n in range(1, 129)]
+    found = [schedule.suffix_buckets(128, n, 10**6) for n in range(1, 129)]
     assert len(np.unique(np.concatenate(found))) == 16

@@ -14,6 +14,8 @@ import jax
 import numpy as np
 
 from jaxinterp.model import Config, Tokens
+from jaxinterp.sweep.flops import hook_loop
+from jaxinterp.sweep.ledger import Cost, Request, chunk_cost, operations_text, request_bound
 
 ROWS = 128  # rows (lanes x prompts x positions) that pass a layer at a time
 MEMORY = 2 << 30  # default budget for the lanes' residual streams and working memory, bytes
@@ -79,14 +81,48 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The groups of a sweep, and the numbers of the base run it starts from."""
+    """The groups of a sweep, and what they cost.
+
+    bound: the fewest operations for the same values (None: no bound is known). peak_memory:
+    bytes that a device holds at most, the parameters and the base run included (None until
+    the programs are compiled).
+    """
 
     groups: tuple[Group, ...]
     n_experiments: int
+    request: Request
+    bound: int | None
+    peak_memory: int | None = None
 
     @property
     def n_chunks(self) -> int:
         return sum(len(group.chunks()) for group in self.groups)
+
+    @property
+    def cost(self) -> Cost:
+        """Of all calls, without the base run."""
+        costs = (chunk_cost(self.request, g, chunk) for g in self.groups for chunk in g.chunks())
+        return sum(costs, Cost())
+
+    def __str__(self) -> str:
+        r, cost = self.request, self.cost
+        lines = [
+            f"{self.n_experiments} experiments x {r.batch} prompts of {r.length} tokens",
+            "suffix  experiments  at once  per call  calls",
+        ]
+        for g in self.groups:
+            n, calls = len(g.experiments), len(g.chunks())
+            lines.append(f"{g.suffix:6}  {n:11}  {g.lanes * g.ways:7}  {g.capacity:8}  {calls:5}")
+        loop = hook_loop(r.config, r.length, self.n_experiments * r.batch)
+        lines += [
+            operations_text(cost.operations, self.bound),
+            f"(one whole forward per experiment: {loop / 1e12:.3g} TFLOP)",
+            f"{cost.traffic / 1e9:.3g} GB through memory, {cost.exchanged / 1e9:.3g} GB between "
+            "devices",
+        ]
+        if self.peak_memory is not None:
+            lines.append(f"{self.peak_memory / 1e9:.3g} GB at most on a device")
+        return "\n".join(lines)
 
 
 def concrete(*trees: Any) -> bool:
@@ -136,21 +172,25 @@ def make_plan(
     n_experiments: int,
     read: np.ndarray,
     *,
+    columns: int | None = None,
     chunk: int | None = None,
     memory: int = MEMORY,
     ways: int = 1,
+    model_ways: int = 1,
+    width: int = 4,
 ) -> Plan:
     """Group the experiments of a grid.
 
-    ``read`` [B R] are the columns whose logits the metric needs. ``chunk`` is the most
+    ``read`` [B R] are the columns whose logits the metric needs, ``columns`` how many logits of
+    each (default: the vocabulary). ``chunk`` is the most
     experiments in one program call (default: what fits ``memory`` bytes on a device);
-    ``ways``: over how many devices they are split.
+    ``ways``: over how many devices they are split, ``model_ways`` the parameters. ``width``:
+    bytes per number.
     """
     batch, length = tokens.shape
     layer, column = first_touched(config, tokens, interventions, n_experiments)
-    if not config.causal:
-        column = np.zeros_like(column)
-    needed = length - np.minimum(column, read.min())
+    first = np.minimum(column, read.min()) if config.causal else np.zeros_like(column)
+    needed = length - first
     longest = int(needed.max(initial=0))
     buckets = suffix_buckets(length, longest, n_experiments * batch * longest)
     bucket = buckets[np.searchsorted(buckets, needed)]
@@ -160,9 +200,12 @@ def make_plan(
         members = members[np.argsort(layer[members], kind="stable")]
         rows = batch * int(suffix)
         lanes = max(1, min(-(-ROWS // rows), -(-n_experiments // ways)))
-        lane_bytes = 4 * rows * config.d_model
+        lane_bytes = width * rows * config.d_model
         fits = max(1, memory // lane_bytes) * ways
         limit = min(fits, chunk or n_experiments, n_experiments)
         capacity = -(-limit // (lanes * ways)) * lanes * ways
         groups.append(Group(members, layer[members], int(suffix), lanes, capacity, ways))
-    return Plan(tuple(groups), n_experiments)
+    columns = config.vocab_size if columns is None else columns
+    request = Request(config, batch, length, read.shape[1], columns, model_ways, width)
+    bound = request_bound(request, tokens, interventions, layer, column)
+    return Plan(tuple(groups), n_experiments, request, bound)
