@@ -6,6 +6,7 @@
 """
 
 from jaxinterp import metrics, nnx, results, tasks
+from jaxinterp.generation import Generated, generate
 from jaxinterp.interventions import (
     Edit,
     Shared,
@@ -64,12 +65,12 @@ from jaxinterp.tokens import Tokenizer
 from jaxinterp.version import __version__
 
 __all__ = [
-    "SITES", "At", "Config", "Edit", "Frame", "Intervention", "Ledger", "LoadError", "Metric",
-    "Model", "Output", "Plan", "Rotary", "Shared", "Site", "Task", "Tokenizer", "Tokens",
-    "Where", "__version__", "accuracy", "add", "center_unembed", "center_writing_weights",
-    "cross_entropy", "embed", "evaluate", "fetch", "fold_norm", "fold_value_biases", "forward",
-    "init", "kl", "load", "log_prob", "logit", "logit_diff", "metric", "metrics", "models",
-    "nnx", "normalized", "observe", "patch", "plan", "prob", "product", "project_out", "rank",
-    "replace", "results", "run_layers", "save", "scale", "shapes", "share", "sweep",
-    "sweep_plain", "tasks", "unembed", "zero",
+    "SITES", "At", "Config", "Edit", "Frame", "Generated", "Intervention", "Ledger",
+    "LoadError", "Metric", "Model", "Output", "Plan", "Rotary", "Shared", "Site", "Task",
+    "Tokenizer", "Tokens", "Where", "__version__", "accuracy", "add", "center_unembed",
+    "center_writing_weights", "cross_entropy", "embed", "evaluate", "fetch", "fold_norm",
+    "fold_value_biases", "forward", "generate", "init", "kl", "load", "log_prob", "logit",
+    "logit_diff", "metric", "metrics", "models", "nnx", "normalized", "observe", "patch",
+    "plan", "prob", "product", "project_out", "rank", "replace", "results", "run_layers",
+    "save", "scale", "shapes", "share", "sweep", "sweep_plain", "tasks", "unembed", "zero",
 ]  # fmt: skip

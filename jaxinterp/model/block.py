@@ -138,10 +138,17 @@ def attention(
     seen = visible(c, out_frame.positions, context.sources, layer.window)[:, None]
     score = score.reshape(score.shape[0], c.n_heads, *score.shape[3:])  # B H Q S
     score = jnp.where(seen, score, jnp.finfo(score.dtype).min)
-    score = tap("attn_scores", score, out_frame)
+    # Nobody attends to padding, nor does it attend, whatever is done to scores and pattern.
+    real = (out_frame.positions >= 0)[:, None, :, None] & (context.sources >= 0)[:, None, None]
+    if tap.edits("attn_scores"):
+        score = jnp.where(real, tap("attn_scores", score, out_frame), jnp.finfo(score.dtype).min)
+    else:
+        score = tap("attn_scores", score, out_frame)
     wide = jnp.promote_types(score.dtype, jnp.float32)
     pattern = jax.nn.softmax(score.astype(wide), axis=-1).astype(score.dtype)
     pattern = tap("pattern", pattern, out_frame)
+    if tap.edits("pattern"):
+        pattern = jnp.where(real, pattern, 0)
 
     grouped = pattern.reshape(pattern.shape[0], c.n_kv_heads, -1, *pattern.shape[2:])
     before = 0 if prefix is None else prefix.k.shape[1]

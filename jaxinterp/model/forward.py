@@ -45,11 +45,15 @@ def embed(
     tokens: Any,
     interventions: Iterable[Intervention] = (),
     record: Iterable[str] = (),
+    frame: Frame | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Stage 1: tokens [B P] to the residual stream [B P D] before layer 0, and records."""
+    """Stage 1: tokens [B P] to the residual stream [B P D] before layer 0, and records.
+
+    ``frame`` says which columns the tokens are (by default all of them).
+    """
     c, p, tokens = model.config, model.params.embed, as_tokens(tokens)
     tap = Tap(c, interventions, record, tokens.positions)
-    frame = Frame(tokens.positions)
+    frame = Frame(tokens.positions) if frame is None else frame
     x = p.W_E[tokens.ids]
     if c.embed_scale != 1.0:
         x = x * jnp.asarray(c.embed_scale, x.dtype)

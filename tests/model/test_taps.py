@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import struct
 from oracle import assert_near, batch
-from small_models import OTHER, PROMPTS, small_model
+from small_models import OTHER, PROMPTS, ragged, small_model
 
-from jaxinterp.interventions import replace, zero
+from jaxinterp.interventions import replace, scale, zero
 from jaxinterp.model import SITES, Tokens, as_tokens, forward
 from jaxinterp.model.sites import parse
 
@@ -285,3 +285,25 @@ def test_hook_names_work_for_records_and_interventions():
     assert out[:2].any()
     with pytest.raises(ValueError, match="names layer 2 already"):
         zero("blocks.2.attn.hook_z", layer=1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        scale("attn_scores", 0.9),
+        scale("attn_scores", 1.5),
+        zero("attn_scores", layer=1),
+        replace("pattern", 0.25),
+    ],
+    ids=["weaker", "stronger", "flat", "constant"],
+)
+def test_padding_stays_out_of_attention_whatever_is_done_to_it(name, side, edit):
+    model, prompts = small_model(name), [[3, 1, 4, 1, 5], [9, 2, 6]]
+    padded = ragged(prompts, side, 7)
+    together = np.asarray(forward(model, padded, edit).logits)
+    for b, prompt in enumerate(prompts):
+        alone = np.asarray(forward(model, prompt, edit).logits)[0]
+        ours = together[b][np.asarray(padded.mask)[b]]
+        np.testing.assert_allclose(ours, alone, rtol=1e-4, atol=1e-5)

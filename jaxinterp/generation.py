@@ -1,0 +1,468 @@
+"""Generation: new tokens from one compiled program, with interventions inside it.
+
+The prompts pass through the model once and leave their keys and values in a cache; then a
+loop runs one column at a time, the cache being its `Prefix`. Attention goes by positions, not
+columns: padding stays where it is, and new tokens take the same column in every prompt.
+
+Axis letters: see `jaxinterp.model.params`; T are all columns: P of prompts and N new.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxinterp.interventions import Edit, replace, unshare
+from jaxinterp.metrics.arguments import as_array, indices, is_concrete
+from jaxinterp.model import (
+    SITES,
+    Context,
+    Frame,
+    Intervention,
+    Layer,
+    Model,
+    Prefix,
+    Tokens,
+    as_tokens,
+    block,
+    embed,
+    layers_of,
+    make_context,
+    unembed,
+)  # fmt: skip
+from jaxinterp.model.compiled import jit
+from jaxinterp.model.inputs import check_tokens
+from jaxinterp.model.taps import Tap, as_interventions
+
+Apply = Literal["both", "prompt", "generated"]
+
+
+class Generated(struct.PyTreeNode):
+    """What `generate` returns.
+
+    tokens: `Tokens` [B P+N], padded on the left; the new ones are the last N columns, and
+    what follows a stop token is padding. log_probs: float32 [B N], of each new token under the
+    model as intervened on, at temperature 1; 0 after a stop token, so that a row's sum is its
+    text's. lengths: int [B], the number of new tokens, a stop token included.
+    """
+
+    tokens: Tokens
+    log_probs: jax.Array
+    lengths: jax.Array
+
+    @property
+    def new(self) -> jax.Array:
+        """int [B N]: the ids of the new tokens; the padding's after a stop token."""
+        return self.tokens.ids[..., -self.log_probs.shape[-1] :]
+
+
+class Sampling(struct.PyTreeNode):
+    """How tokens are chosen: see `generate`. Without a key, the likeliest is."""
+
+    key: Any
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    stop: Any
+    pad: Any
+
+
+class State(struct.PyTreeNode):
+    """A generation under way, ``n`` new tokens long.
+
+    tokens: [B T], of which columns to come are padding. log_probs: [B N]. ended: bool [B].
+    cache: [L B T-1 G K]; the last column is never run.
+    """
+
+    n: jax.Array
+    tokens: Tokens
+    log_probs: jax.Array
+    ended: jax.Array
+    cache: Prefix
+
+    @property
+    def column(self) -> jax.Array:
+        """Where the next token goes."""
+        return self.tokens.shape[1] - self.log_probs.shape[1] + self.n
+
+
+def generate(
+    model: Model,
+    tokens: Any,
+    n_new: int,
+    *,
+    interventions: Any = (),
+    apply: Apply = "both",
+    key: jax.Array | None = None,
+    temperature: Any = 0.0,
+    top_k: Any = None,
+    top_p: Any = None,
+    stop: int | Sequence[int] | None = None,
+    pad: int = 0,
+) -> Generated:
+    """Continue prompts by up to ``n_new`` tokens, in one program with a cache.
+
+    tokens: ids [B P], or `Tokens` padded on either side. interventions: as in `forward`; their
+    positions count on from the prompt into the new tokens. apply: whether they act in the
+    pass over the prompt (which predicts the first new token), in the passes over generated
+    tokens, or in both. Recorded values stand in the columns of ``tokens``, then of new ones.
+
+    temperature: 0 takes the likeliest token; otherwise ``key`` is needed. top_k: only the k
+    likeliest may be drawn; top_p: of these the fewest whose probability reaches p. A draw
+    depends on the key, the step and the prompt's index in the batch, not on other prompts,
+    padding or ``n_new``. stop: the ids that end a prompt; once all prompts have ended, nothing
+    more is run. pad: the id put at padding.
+
+    Each token is what a `forward` of the whole text before it gives, for interventions that
+    change a position by what stands at it or before: keys and values once cached stay.
+
+    Raises ``ValueError`` for bidirectional models and those without an unembedding, for an
+    empty prompt, options out of range and positions that no pass with interventions runs,
+    and as `forward` does. A traced position that none runs gives NaN, as it does there.
+    """
+    tokens = as_tokens(tokens)
+    check_prompts(model, tokens, n_new)
+    sampling = as_sampling(model, key, temperature, top_k, top_p, stop, pad)
+    given = check_interventions(model, tokens, n_new, interventions, apply)
+    return _generate(model, tokens, given, sampling, n_new=n_new, apply=apply)
+
+
+@functools.partial(jit, static=("n_new", "apply"))
+def _generate(
+    model: Model,
+    tokens: Tokens,
+    interventions: tuple[Intervention, ...],
+    sampling: Sampling,
+    *,
+    n_new: int,
+    apply: Apply,
+) -> Generated:
+    length = tokens.shape[1]
+    active = foresee(interventions, tokens, n_new, apply)
+    at_prompt = () if apply == "generated" else active
+    at_new = () if apply == "prompt" else active
+
+    whole = extended(tokens, n_new)
+    context = make_context(model, whole)
+    logits, kv = read_prompt(model, tokens, context, at_prompt)
+    room = [(0, 0), (0, 0), (0, n_new - 1), (0, 0), (0, 0)]
+    state = State(
+        n=jnp.int32(0),
+        tokens=whole.replace(positions=whole.positions.at[:, length:].set(-1)),
+        log_probs=jnp.zeros((len(tokens), n_new), jnp.float32),
+        ended=jnp.zeros(len(tokens), bool),
+        cache=jax.tree.map(lambda a: jnp.pad(a, room), kv),
+    )
+
+    def unfinished(state: State) -> jax.Array:
+        return (state.n < n_new) & ~state.ended.all()
+
+    def step(state: State) -> State:
+        logits, cache = read_newest(model, state, context, at_new)
+        return add_token(state.replace(cache=cache), logits, sampling)
+
+    state = jax.lax.while_loop(unfinished, step, add_token(state, logits, sampling))
+    lengths = state.tokens.mask[:, length:].sum(-1)
+    return Generated(padded_left(state.tokens, length, sampling.pad), state.log_probs, lengths)
+
+
+# The passes, and what they lead to
+
+
+def run_columns(
+    model: Model,
+    tokens: Tokens,
+    frame: Frame,
+    context: Context,
+    interventions: tuple[Intervention, ...],
+    cache: Prefix | None = None,
+    read: jax.Array | None = None,
+) -> tuple[Any, Prefix]:
+    """Some columns [B Q] through the model: logits [B V], keys and values [L B Q G K].
+
+    The logits are those after the column ``read`` [B 1]; without it, after the only one.
+    """
+    x, _ = embed(model, tokens, interventions, frame=frame)
+
+    def run(x: jax.Array, each: tuple[Layer, Prefix | None]) -> tuple[jax.Array, Prefix]:
+        layer, prefix = each
+        tap = Tap(model.config, interventions, (), context.sources, layer.index)
+        return block(model.config, layer, x, context, tap, frame, prefix)
+
+    x, kv = jax.lax.scan(run, x, (layers_of(model), cache))
+    if read is not None:
+        x, frame = jnp.take_along_axis(x, read[:, :, None], axis=1), frame.read(read)
+    logits: Any = unembed(model, x, frame, interventions)[0]
+    return logits[:, 0], kv
+
+
+def read_prompt(
+    model: Model, tokens: Tokens, context: Context, interventions: tuple[Intervention, ...]
+) -> tuple[jax.Array, Prefix]:
+    """Logits [B V] after the prompts, and the keys and values of their columns [L B P G K]."""
+    frame = Frame(tokens.positions, slice(0, tokens.shape[1]))
+    context = context.replace(sources=tokens.positions)
+    last = tokens.positions.argmax(-1)[:, None]
+    return run_columns(model, tokens, frame, context, interventions, read=last)
+
+
+def read_newest(
+    model: Model, state: State, context: Context, interventions: tuple[Intervention, ...]
+) -> tuple[jax.Array, Prefix]:
+    """Logits [B V] after the newest token, and the cache with its keys and values."""
+    column = state.column - 1
+    take = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=1, axis=1)
+    newest = jax.tree.map(lambda leaf: take(leaf, column), state.tokens)
+    # Its own slot of the cache is still empty, as are those to come.
+    cached = state.tokens.positions.at[:, column].set(-1)[:, :-1]
+    context = context.replace(sources=jnp.concatenate([cached, newest.positions], axis=1))
+    frame = Frame(newest.positions, jnp.full(newest.shape, column))
+    logits, own = run_columns(model, newest, frame, context, interventions, state.cache)
+    write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=column, axis=2)
+    return logits, jax.tree.map(write, state.cache, own)
+
+
+def add_token(state: State, logits: jax.Array, sampling: Sampling) -> State:
+    """The state with the token that logits [B V] lead to; padding where a prompt has ended."""
+    tokens, ended, column = state.tokens, state.ended, state.column
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    chosen = choose(logits, sampling, state.n).astype(tokens.ids.dtype)
+    log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=1)[:, 0]
+    log_prob = jnp.where(ended, 0.0, log_prob).astype(jnp.float32)
+    position = jnp.where(ended, -1, tokens.lengths).astype(tokens.positions.dtype)
+    return state.replace(
+        n=state.n + 1,
+        tokens=tokens.replace(
+            ids=tokens.ids.at[:, column].set(chosen),
+            positions=tokens.positions.at[:, column].set(position),
+        ),
+        log_probs=state.log_probs.at[:, state.n].set(log_prob),
+        ended=ended | (chosen[:, None] == sampling.stop).any(-1),
+    )
+
+
+def choose(logits: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Array:
+    """The next token [B] of each prompt."""
+    best = logits.argmax(-1)
+    if sampling.key is None:
+        return best
+    greedy = sampling.temperature == 0
+    # The likeliest stays at 0, however small the temperature.
+    scores = logits - logits.max(-1, keepdims=True)
+    scores = scores / jnp.where(greedy, 1.0, sampling.temperature)
+    scores = kept(scores, sampling.top_k, sampling.top_p)
+    key = jax.random.fold_in(sampling.key, step)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(scores)))
+    return jnp.where(greedy, best, jax.vmap(jax.random.categorical)(keys, scores))
+
+
+def kept(scores: jax.Array, top_k: Any, top_p: Any) -> jax.Array:
+    """Scores [B V] with -inf at tokens that may not be drawn.
+
+    Nucleus sampling (Holtzman et al. 2020) of the ``top_k`` likeliest, renormalized.
+    """
+    if top_k is None and top_p is None:
+        return scores
+    order = jnp.argsort(scores, axis=-1, descending=True, stable=True)
+    ranked = jnp.take_along_axis(scores, order, axis=-1)
+    if top_k is not None:
+        ranked = jnp.where(jnp.arange(ranked.shape[-1]) < top_k, ranked, -jnp.inf)
+    if top_p is not None:
+        p = jax.nn.softmax(ranked, axis=-1)
+        before = jnp.cumsum(p, axis=-1) - p
+        # Rounded sums reach 1 too early.
+        ranked = jnp.where((before < top_p) | (top_p >= 1), ranked, -jnp.inf)
+    return jnp.put_along_axis(scores, order, ranked, axis=-1, inplace=False)
+
+
+def extended(tokens: Tokens, n_new: int) -> Tokens:
+    """The tokens with ``n_new`` more columns [B T], whose positions count on."""
+    wide = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0), (0, n_new)]), tokens)
+    new = tokens.lengths[:, None] + jnp.arange(n_new)
+    return wide.replace(positions=wide.positions.at[:, tokens.shape[1] :].set(new))
+
+
+def padded_left(tokens: Tokens, length: int, pad: Any) -> Tokens:
+    """The tokens with the padding of the first ``length`` columns on the left, and its id."""
+    new = jnp.arange(tokens.shape[1]) >= length
+    order = jnp.argsort(tokens.mask | new, axis=1, stable=True)
+    tokens = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, order, axis=1), tokens)
+    return tokens.replace(ids=jnp.where(tokens.mask, tokens.ids, pad))
+
+
+# Interventions
+
+
+def reach(lengths: Any, n_new: int, apply: Apply) -> dict[str, tuple[Any, Any]]:
+    """The positions and sources (from, up to) [B] of each prompt that interventions meet."""
+    end = lengths + (0 if apply == "prompt" else n_new - 1)
+    begin = lengths if apply == "generated" else 0 * lengths
+    return {"position": (begin, end), "source": (0 * lengths, end)}
+
+
+def foresee(
+    interventions: tuple[Intervention, ...], tokens: Tokens, n_new: int, apply: Apply
+) -> tuple[Intervention, ...]:
+    """The interventions as they act on a text that is not whole yet."""
+    met, length = reach(tokens.lengths, n_new, apply), tokens.shape[1] + n_new
+    edits = [waiting(i, met, length) if isinstance(i, Edit) else [i] for i in interventions]
+    return tuple(itertools.chain(*edits))
+
+
+def waiting(edit: Edit, met: dict[str, tuple[Any, Any]], length: int) -> list[Intervention]:
+    """An edit that can wait for a position ahead, and NaN in prompts where none comes.
+
+    An `Edit` takes an integer beyond the text so far for a mistake, but not a mask.
+    """
+    mistakes: list[Intervention] = []
+    for axis, (low, high) in met.items():
+        index = integers(getattr(edit.where, axis))
+        if index is None:
+            continue
+        index = jnp.broadcast_to(index, low.shape)
+        mask = jnp.arange(length) == index[:, None]
+        outside = jnp.broadcast_to(((index < low) | (index >= high))[:, None], mask.shape)
+        edit = edit.replace(where=edit.where.replace(**{axis: mask}))
+        mistakes.append(replace(edit.site, jnp.nan, position=outside))
+    return [*mistakes, edit]
+
+
+def integers(index: Any) -> Any:
+    """An index of integers, [] or [B]; None for masks and where there is none."""
+    index = None if index is None else as_array(unshare(index))
+    return None if index is None or index.dtype == bool else index
+
+
+# What is refused at the door
+
+
+def check_prompts(model: Model, tokens: Tokens, n_new: int) -> None:
+    """Refuse models that cannot generate, and prompts or lengths they cannot take."""
+    c, length = model.config, tokens.shape[1]
+    if not c.causal:
+        raise ValueError(
+            f"{model.name} ({c.family}) is bidirectional, and generation needs a causal model "
+            "(config.causal). Use `forward` on a whole text."
+        )
+    if c.head == "none":
+        raise ValueError(
+            f"{model.name} has no unembedding (config.head is 'none'), and generation needs "
+            "logits. Load a checkpoint with a language-model head."
+        )
+    if not isinstance(n_new, (int, np.integer)) or n_new < 1:
+        raise ValueError(f"n_new={n_new!r}, expected a whole number of at least 1.")
+    if c.positions == "learned" and length + n_new > c.n_ctx:
+        raise ValueError(
+            f"{length} columns of prompts and {n_new} new tokens make {length + n_new}; this "
+            f"{c.family} model has learned positions for {c.n_ctx}. Shorten either."
+        )
+    check_tokens(c, tokens)
+    if is_concrete(tokens.positions):
+        empty = np.flatnonzero(np.asarray(tokens.lengths) == 0)
+        if empty.size:
+            raise ValueError(f"Prompt {empty[0]} is all padding, expected at least one token.")
+
+
+def as_sampling(
+    model: Model, key: Any, temperature: Any, top_k: Any, top_p: Any, stop: Any, pad: Any
+) -> Sampling:
+    """The options of `generate` as arrays, checked."""
+    size = model.config.vocab_size
+    for name, value, fits, expected in (
+        ("temperature", temperature, lambda t: 0 <= t < np.inf, "a number of at least 0"),
+        ("top_k", top_k, lambda k: k is None or 1 <= k == int(k), "a whole number from 1"),
+        ("top_p", top_p, lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1"),
+        ("pad", pad, lambda i: 0 <= i < size, f"a token id from 0 to {size - 1}"),
+    ):
+        if is_concrete(value) and not (np.ndim(value) == 0 and fits(value)):
+            raise ValueError(f"{name}={value!r}, expected {expected}.")
+    hint = f"token ids from 0 to {size - 1}"
+    stops = np.zeros(0, np.int32) if stop is None else indices(stop, "stop", hint)
+    if ((stops < 0) | (stops >= size)).any():
+        raise ValueError(f"stop={stop!r}, expected {hint}.")
+    greedy = is_concrete(temperature) and temperature == 0
+    if key is None and not greedy:
+        raise ValueError(
+            f"temperature={temperature} draws tokens at random, which needs a key: pass "
+            "key=jax.random.key(0), or temperature=0 for the likeliest tokens."
+        )
+    if greedy and not (top_k is None and top_p is None):
+        raise ValueError(
+            "top_k and top_p say what may be drawn, and at temperature 0 nothing is: pass "
+            "temperature=, or leave them out."
+        )
+    # Of one dtype, so that 1 and 1.0 share a program.
+    temperature, top_k, top_p = jax.tree.map(jnp.float32, (temperature, top_k, top_p))
+    return Sampling(key, temperature, top_k, top_p, stops, jnp.int32(pad))
+
+
+def check_interventions(
+    model: Model, tokens: Tokens, n_new: int, given: Any, apply: Apply
+) -> tuple[Intervention, ...]:
+    """The interventions as a flat tuple; each can act on the text that is generated."""
+    if apply not in get_args(Apply):
+        raise ValueError(f"apply={apply!r}, expected one of {', '.join(get_args(Apply))}.")
+    ids = np.zeros((len(tokens), tokens.shape[1] + n_new), np.int32)
+    whole = Tokens(ids, ids + np.arange(ids.shape[1]))
+    interventions = as_interventions(model.config, given, whole)
+    if interventions and apply == "generated" and n_new == 1:
+        raise ValueError(
+            "apply='generated' acts in the passes over new tokens, and n_new=1 needs none (the "
+            "prompt predicts the first). Ask for more tokens, or apply='prompt'."
+        )
+    for intervention in interventions:
+        if isinstance(intervention, Edit):
+            check_reach(intervention, tokens, n_new, apply)
+            if apply != "prompt":
+                check_values(intervention, tokens, n_new)
+    return interventions
+
+
+def check_reach(edit: Edit, tokens: Tokens, n_new: int, apply: Apply) -> None:
+    """Refuse an integer position or source that no pass with interventions meets."""
+    for axis in ("position", "source"):
+        index = integers(getattr(edit.where, axis))
+        if index is None or not is_concrete(index, tokens.positions):
+            continue
+        lengths = np.asarray(tokens.lengths)
+        low, high = reach(lengths, n_new, apply)[axis]
+        index = np.broadcast_to(index, len(tokens))
+        outside = np.flatnonzero((index < low) | (index >= high))
+        if outside.size:
+            b = outside[0]
+            raise ValueError(
+                f"{axis} {index[b]} at {edit.site!r} is not met in prompt {b} of {lengths[b]} "
+                f"tokens: with n_new={n_new} and apply={apply!r}, expected {low[b]} to "
+                f"{high[b] - 1} (the last new token is not run)."
+            )
+
+
+def check_values(edit: Edit, tokens: Tokens, n_new: int) -> None:
+    """Refuse recorded values that do not say what new tokens' passes should get."""
+    shape, axes = np.shape(unshare(edit.value)), ("batch", *SITES[edit.site].axes)
+    if len(shape) < len(axes):
+        return
+    sizes = dict(zip(axes, shape[-len(axes) :], strict=True))
+    given, length = sizes["position"], tokens.shape[1]
+    what = f"The value for {edit.site!r} (shape {list(shape)})"
+    if sizes.get("source", 1) > 1:
+        raise ValueError(
+            f"{what} is recorded over sources, which new tokens have more of: pass apply='prompt'."
+        )
+    if edit.where.position is None and 1 < given < length + n_new - 1:
+        raise ValueError(
+            f"{what} holds {given} columns, and {length + n_new - 1} are run: restrict it to "
+            "positions it holds, or pass apply='prompt'."
+        )
+    if given > length and is_concrete(tokens.positions) and (tokens.positions[:, -1] < 0).any():
+        raise ValueError(
+            f"{what} holds new tokens' columns, and the prompts ({length} columns) are padded "
+            "on the right: pad them on the left, so that columns are those of the result."
+        )
