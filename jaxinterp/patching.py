@@ -19,7 +19,7 @@ from jaxinterp.model import SITES, Model, Tokens, as_tokens
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import parse
 from jaxinterp.results import Parts, claim, fingerprint, weights_digest
-from jaxinterp.sweep import observe, sweep
+from jaxinterp.sweep import Ledger, observe, sweep
 from jaxinterp.sweep.devices import checked, place_model, place_tokens, to_host
 from jaxinterp.sweep.schedule import MEMORY
 
@@ -58,6 +58,7 @@ def patch(
     memory: int = MEMORY,
     mesh: Mesh | None = None,
     parts: str | None = None,
+    ledger: Ledger | None = None,
     on_done: Callable[[int], None] = lambda experiments: None,
 ) -> xr.DataArray:
     """Exact activation patching over a grid: the metric under each patch, per prompt.
@@ -72,8 +73,8 @@ def patch(
     neurons: chosen neurons, or the size of the blocks to patch together (default: 64).
     batch: prompts per program. mesh: devices to split the work over, as in `sweep`.
     parts: a folder that keeps finished batches, so that a killed call resumes (delete it when
-    the result is saved). on_done: called with the number of experiments x prompts done, as
-    they finish.
+    the result is saved). ledger: takes down what was done. on_done: called with the number
+    of experiments x prompts done, as they finish.
     tokenizer: labels positions with tokens. names: one per position ("" for none), shown
     beside its token (a task's ``labels()``). record: more to write into the claim.
 
@@ -119,7 +120,7 @@ def patch(
             rows = np.arange(begin, begin + size).clip(max=len(clean) - 1)
             piece = _patch_batch(
                 placed, clean[rows], corrupted[rows], of_prompts(metric, rows), name,
-                {**cells.indices(kept, rows), **shared}, direction, memory, mesh,
+                {**cells.indices(kept, rows), **shared}, direction, memory, mesh, ledger,
             )  # fmt: skip
             if store is not None:
                 store.put(number, piece)
@@ -147,6 +148,7 @@ def _fitting(model: Model, tokens: Tokens, memory: int) -> int:
 def _patch_batch(
     model: Model, clean: Tokens, corrupted: Tokens, metric: Metric, site: str,
     where: dict[str, Any], direction: Direction, memory: int, mesh: Mesh | None,
+    ledger: Ledger | None,
 ) -> np.ndarray:  # fmt: skip
     """[E + 2, B]: the metric under every patch, then the clean and corrupted baselines."""
     if mesh is not None:
@@ -155,7 +157,9 @@ def _patch_batch(
     donor_run, recorded = observe(model, donor, metric, record=(site,))
     base_run, _ = observe(model, base, metric)
     grid = replace(site, Shared(recorded[site]), **where)
-    values = sweep(model, base, grid, metric, base=base_run, memory=memory, mesh=mesh)
+    values = sweep(
+        model, base, grid, metric, base=base_run, memory=memory, mesh=mesh, ledger=ledger
+    )
     runs = (donor_run, base_run) if direction == "denoise" else (base_run, donor_run)
     return np.concatenate([values, np.stack([to_host(run.metric) for run in runs])])
 

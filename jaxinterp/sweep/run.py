@@ -9,6 +9,7 @@ values, so one program serves every grid of the same shape.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -202,15 +203,29 @@ def run_group(
     model: Model, tokens: Tokens, base: Base, metric: Metric, grid: tuple[Any, ...],
     group: Group, mesh: Mesh | None, on_chunk: Callable[[int], None],
 ) -> np.ndarray:  # fmt: skip
-    """The metric [N B] of one group of a plan."""
-    results = []
-    for chunk in group.chunks():
-        values = run_chunk(
-            model, tokens, base, metric, take_experiments(grid, chunk.experiments),
-            jnp.asarray(chunk.starts), jnp.int32(chunk.count),
-            suffix=group.suffix, lanes=group.lanes, mesh=mesh,
-        )  # fmt: skip
-        results.append(to_host(values)[chunk.rows])
+    """The metric [N B] of one group of a plan; smaller chunks where memory runs out."""
+    results, done = [], 0
+    while done < len(group.experiments):
+        chunk = group.chunk(done)
+        try:
+            values = run_chunk(
+                model, tokens, base, metric, take_experiments(grid, chunk.experiments),
+                jnp.asarray(chunk.starts), jnp.int32(chunk.count),
+                suffix=group.suffix, lanes=group.lanes, mesh=mesh,
+            )  # fmt: skip
+            results.append(to_host(values)[chunk.rows])
+        except jax.errors.JaxRuntimeError as error:
+            smaller = group.halved()
+            if "RESOURCE_EXHAUSTED" not in str(error) or smaller is None:
+                raise
+            warnings.warn(
+                f"Out of memory with {group.capacity} experiments at a time: going on with "
+                f"{smaller.capacity}. Give memory= or batch= to start there.",
+                stacklevel=2,
+            )
+            group = smaller
+            continue
+        done += len(chunk.members)
         on_chunk(len(chunk.members))
     return np.concatenate(results)
 

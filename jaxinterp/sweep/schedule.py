@@ -17,7 +17,8 @@ from jaxinterp.model import Config, Tokens
 from jaxinterp.sweep.flops import hook_loop
 from jaxinterp.sweep.ledger import Cost, Request, chunk_cost, operations_text, request_bound
 
-ROWS = 128  # rows (lanes x prompts x positions) that pass a layer at a time
+ROWS = (64, 384)  # rows (lanes x prompts x positions) that pass a layer at a time: from, to
+STEP = 40  # what a step costs by itself, in rows: measured on CPUs
 MEMORY = 2 << 30  # default budget for the lanes' residual streams and working memory, bytes
 BUCKETS = 4  # suffix lengths in one sweep, at most
 COARSE, FINE = 4, 16  # suffix lengths that prompts of one shape choose from
@@ -39,12 +40,21 @@ class Group:
     capacity: int
     ways: int = 1
 
+    def chunk(self, begin: int) -> Chunk:
+        """The part from experiment ``begin`` on that runs as one program call."""
+        return Chunk.of(self, slice(begin, begin + self.capacity))
+
     def chunks(self) -> list[Chunk]:
-        """The parts of the group that run as one program call each."""
-        return [
-            Chunk.of(self, slice(begin, begin + self.capacity))
-            for begin in range(0, len(self.experiments), self.capacity)
-        ]
+        """All parts, if nothing comes between."""
+        return [self.chunk(begin) for begin in range(0, len(self.experiments), self.capacity)]
+
+    def halved(self) -> Group | None:
+        """The group in chunks half as large, or None where they hold one lane already."""
+        lanes = self.lanes if self.capacity > self.lanes * self.ways else self.lanes // 2
+        if not lanes:
+            return None
+        half = max(self.capacity // 2 // (lanes * self.ways), 1) * lanes * self.ways
+        return dataclasses.replace(self, lanes=lanes, capacity=half)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,16 +140,31 @@ def concrete(*trees: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
 
 
-def suffix_buckets(length: int, longest: int, rows: int) -> np.ndarray:
-    """The suffix lengths [k] that a grid's programs are made for; the last holds ``longest``.
+def shape_of_steps(rows: int) -> tuple[int, int]:
+    """(how many suffix lengths, rows that pass a layer at a time) for the least time.
 
-    length: the prompts' columns. rows: those of the whole grid at its longest suffix. With k
-    even parts, and experiments spread evenly over layers and positions, a layer passes
-    rows (k + 1) / 4k of them, and k half empty steps of ROWS: least at k = sqrt(rows / 2 ROWS).
-    Lengths are taken from a ladder, so that other prompts of the same shape find programs
-    made: a coarse one where compiling would outweigh what a closer fit saves.
+    ``rows``: those of the whole grid at its longest suffix. With k even lengths, and
+    experiments spread evenly over layers and positions, a layer passes n = rows (k + 1) / 4k^2
+    rows of each, in steps of s; half a step is empty, and a step takes as long as STEP rows
+    more than its own: k (n + STEP n / s + s / 2 + STEP / 2), least at s = sqrt(2 STEP n).
     """
-    k = int(np.clip(np.rint(np.sqrt(rows / (2 * ROWS))), 1, BUCKETS))
+
+    def cost(k: int) -> tuple[float, float]:
+        n = rows * (k + 1) / (4 * k * k)
+        s = np.sqrt(2 * STEP * n)
+        return k * (n + s + STEP / 2), s
+
+    k = min(range(1, BUCKETS + 1), key=cost)
+    return k, int(np.clip(cost(k)[1], *ROWS))
+
+
+def suffix_buckets(length: int, longest: int, k: int) -> np.ndarray:
+    """The suffix lengths of a grid's programs, at most k; the last holds ``longest``.
+
+    length: the prompts' columns. Lengths are taken from a ladder, so that other prompts of
+    the same shape find programs made: a coarse one for small sweeps (k = 1), where compiling
+    outweighs what a closer fit saves.
+    """
     rungs = COARSE if k == 1 else FINE
     ladder = np.unique(-(-length * np.arange(1, rungs + 1) // rungs))
     top = np.searchsorted(ladder, longest) + 1
@@ -192,14 +217,15 @@ def make_plan(
     first = np.minimum(column, read.min()) if config.causal else np.zeros_like(column)
     needed = length - first
     longest = int(needed.max(initial=0))
-    buckets = suffix_buckets(length, longest, n_experiments * batch * longest)
+    k, step = shape_of_steps(n_experiments * batch * longest // ways)
+    buckets = suffix_buckets(length, longest, k)
     bucket = buckets[np.searchsorted(buckets, needed)]
     groups = []
     for suffix in np.unique(bucket):
         members = np.flatnonzero(bucket == suffix)
         members = members[np.argsort(layer[members], kind="stable")]
         rows = batch * int(suffix)
-        lanes = max(1, min(-(-ROWS // rows), -(-n_experiments // ways)))
+        lanes = max(1, min(-(-step // rows), -(-n_experiments // ways)))
         lane_bytes = width * rows * config.d_model
         fits = max(1, memory // lane_bytes) * ways
         limit = min(fits, chunk or n_experiments, n_experiments)

@@ -44,7 +44,7 @@ def compiler(request):
 
 @pytest.mark.usefixtures("compiler")
 def test_chunk_size_changes_no_bit(monkeypatch):
-    monkeypatch.setattr(schedule, "ROWS", 16)  # few lanes, so that chunks can be small
+    monkeypatch.setattr(schedule, "ROWS", (16, 16))  # few lanes, so that chunks can be small
     model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
     whole = sweep(model, PROMPTS, grid, DIFF)
     for options, calls in (
@@ -56,6 +56,37 @@ def test_chunk_size_changes_no_bit(monkeypatch):
         small = sweep(model, PROMPTS, grid, DIFF, on_chunk=done.append, **options)
         np.testing.assert_array_equal(small, whole)
         assert done == calls
+
+
+@pytest.mark.parametrize("room", [3, 1])
+def test_out_of_memory_goes_on_with_smaller_chunks(room, monkeypatch):
+    model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
+    whole, done, original = sweep(model, PROMPTS, grid, DIFF), [], run.run_chunk
+
+    def crowded(*args, **options):
+        if len(args[5]) > room:  # starts: one per experiment
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
+        return original(*args, **options)
+
+    monkeypatch.setattr(run, "run_chunk", crowded)
+    with pytest.warns(UserWarning, match="Out of memory with"):
+        small = sweep(model, PROMPTS, grid, DIFF, on_chunk=done.append)
+    np.testing.assert_allclose(small, whole, rtol=1e-5, atol=1e-6)
+    assert sum(done) == 6
+    assert max(done) <= room
+
+
+@pytest.mark.filterwarnings("ignore:Out of memory")
+def test_other_failures_and_too_little_memory_for_one_are_errors(monkeypatch):
+    model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
+    for message in ("RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: something else"):
+
+        def fails(*args, message=message, **options):
+            raise jax.errors.JaxRuntimeError(message)
+
+        monkeypatch.setattr(run, "run_chunk", fails)
+        with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+            sweep(model, PROMPTS, grid, DIFF)
 
 
 def test_a_given_base_changes_no_bit():
@@ -165,7 +196,7 @@ def cache_size():
 
 
 def test_one_program_per_position_bucket_and_no_more(monkeypatch):
-    monkeypatch.setattr(schedule, "ROWS", 8)  # many rows to a small grid: four buckets
+    monkeypatch.setattr(schedule, "STEP", 0)  # as if the grid were large: four buckets
     chex.clear_trace_counter()
     counted = chex.assert_max_traces(run.run_chunk.__wrapped__, n=4)
     monkeypatch.setattr(run, "run_chunk", compiled.jit(counted, static=("suffix", "lanes")))
@@ -199,18 +230,27 @@ def test_another_layer_position_or_head_compiles_nothing():
     assert all((other != first).any() for other in others)
 
 
-@hypothesis.given(length=st.integers(1, 300), part=st.floats(0, 1), rows=st.integers(0, 10**6))
-def test_buckets_hold_every_suffix_and_are_at_most_four(length, part, rows):
+@hypothesis.given(length=st.integers(1, 300), part=st.floats(0, 1), k=st.integers(1, 4))
+def test_buckets_hold_every_suffix_and_are_at_most_four(length, part, k):
     longest = max(1, round(part * length))
-    buckets = schedule.suffix_buckets(length, longest, rows)
-    assert 1 <= len(buckets) <= 4
+    buckets = schedule.suffix_buckets(length, longest, k)
+    assert 1 <= len(buckets) <= k
     assert (np.diff(buckets) > 0).all()
     assert buckets[0] >= 1
     assert longest <= buckets[-1] <= length
-    if rows > 200 * schedule.ROWS and length <= 16:
+    if k > 1 and length <= 16:
         assert buckets[-1] == longest
 
 
 def test_prompts_of_one_shape_share_a_ladder_of_suffixes():
-    found = [schedule.suffix_buckets(128, n, 10**6) for n in range(1, 129)]
+    found = [schedule.suffix_buckets(128, n, 4) for n in range(1, 129)]
     assert len(np.unique(np.concatenate(found))) == 16
+
+
+def test_larger_sweeps_take_more_lengths_and_larger_steps():
+    rows = 2 ** np.arange(24)
+    k, step = np.array([schedule.shape_of_steps(int(n)) for n in rows]).T
+    assert (np.diff(k) >= 0).all()
+    assert (k[0], k[-1]) == (1, 4)
+    assert step[0] == schedule.ROWS[0]
+    assert step[-1] == schedule.ROWS[1]

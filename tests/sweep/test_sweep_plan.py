@@ -41,7 +41,8 @@ class Counter:
 
 @pytest.mark.parametrize("name", ["llama", "neox", "gpt2", "attention_only"])
 def test_the_plan_counts_what_runs(name, monkeypatch):
-    monkeypatch.setattr(schedule, "ROWS", 8)  # four suffixes, several steps
+    monkeypatch.setattr(schedule, "STEP", 0)  # four suffixes, several steps
+    monkeypatch.setattr(schedule, "ROWS", (8, 8))
     model, grid = small_model(name), residual_grid(name)
     planned = ji.plan(model, PROMPTS, grid, DIFF)
     assert len(planned.groups) == 4
