@@ -16,6 +16,7 @@ from jaxinterp.interventions import Edit, unshare
 from jaxinterp.model import SITES, Config, Tokens
 from jaxinterp.model.sites import axis_size
 from jaxinterp.sweep.flops import block_cost, cell_bound
+from jaxinterp.sweep.steps import steps_of
 
 if TYPE_CHECKING:
     from jaxinterp.sweep.schedule import Chunk, Group, Plan
@@ -64,23 +65,24 @@ def chunk_cost(request: Request, group: Group, chunk: Chunk) -> Cost:
     r, c, cost = request, request.config, block_cost(request.config)
     last = c.n_layers - 1
     started = np.searchsorted(chunk.starts[: chunk.count], np.arange(c.n_layers), side="right")
-    steps = -(-started // group.lanes) * group.ways
-    prompts = group.lanes * r.batch  # of one step
-    rows = prompts * group.suffix
+    full, half = steps_of(started, group.lanes)
+    lanes = (full * group.lanes + half * (group.lanes // 2))[:last].sum() * group.ways
+    steps = int((full + half)[:last].sum()) * group.ways
+    ends = -(-chunk.count // group.lanes) * group.ways
+    rows = r.batch * group.suffix  # of one experiment
     pairs = r.length * cost.pair  # a query meets every column, also those that it may not see
     middle = rows * (cost.position + pairs)
     readout = 2 * c.d_model * r.columns
-    close = rows * cost.kv + prompts * r.reads * (cost.position - cost.kv + pairs + readout)
-    whole = int(steps[:last].sum())
-    ends = int(steps[last])
+    close = rows * cost.kv + r.batch * r.reads * (cost.position - cost.kv + pairs + readout)
+    passed = int(lanes) + ends * group.lanes
     weights = cost.position // 2 * r.width
     stream = 2 * rows * c.d_model * r.width
     # An all-reduce sends (ways - 1) / ways of the stream twice, after attention and after the MLP.
     summed = 2 * 2 * rows * c.d_model * r.width * (r.model_ways - 1)
     return Cost(
-        operations=whole * middle + ends * close,
-        traffic=(whole + ends) * (weights + stream),
-        exchanged=(whole + ends) * summed,
+        operations=int(lanes) * middle + ends * group.lanes * close,
+        traffic=(steps + ends) * weights + passed * stream,
+        exchanged=passed * summed,
     )
 
 

@@ -41,6 +41,7 @@ from jaxinterp.model.taps import Tap, as_interventions
 from jaxinterp.sweep.devices import checked, place_model, place_tokens, to_host, ways
 from jaxinterp.sweep.ledger import Ledger
 from jaxinterp.sweep.schedule import MEMORY, Group, Plan, concrete, make_plan
+from jaxinterp.sweep.steps import steps_of
 
 
 class Base(struct.PyTreeNode):
@@ -140,8 +141,7 @@ def walk(
 ) -> jax.Array:
     """The metric [C B] of C experiments sorted by ``starts`` [C]; the first ``count`` are real.
 
-    Columns before the last ``suffix`` keep the base
-    run's keys and values.
+    Columns before the last ``suffix`` keep the base run's keys and values.
     """
     c = model.config
     length, last = tokens.shape[1], c.n_layers - 1
@@ -154,20 +154,17 @@ def walk(
     sites = {site for i in grid for site in i.sites}
     at_embed = any(not SITES[s].layered and not s.startswith("ln_final") for s in sites)
 
-    def lanes_at(tree: Any, j: jax.Array) -> Any:
-        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, j * lanes, lanes), tree)
-
-    def run_lanes(layer: Any, streams: jax.Array, j: jax.Array, finish: bool) -> jax.Array:
+    def run_lanes(layer: Any, streams: jax.Array, at: Any, n: int, finish: bool) -> jax.Array:
+        """Experiments ``at`` to ``at + n`` through a layer."""
         index = layer.index
         prefix = None
         if begin:
             prefix = jax.tree.map(lambda a: a[index, :, :begin], base.kv)
         fresh = base.resid_pre[index, :, begin:]
-        started = lanes_at(starts, j) < index
 
-        def one(x: jax.Array, started: jax.Array, mapped: list[Any]) -> jax.Array:
+        def one(x: jax.Array, start: jax.Array, mapped: list[Any]) -> jax.Array:
             interventions = rebuild(mapped)
-            x = jnp.where(started, x, fresh)
+            x = jnp.where(start < index, x, fresh)
             if at_embed:
                 x = jnp.where(index == 0, embed(model, tokens, interventions)[0][:, begin:], x)
             tap = Tap(c, interventions, (), context.sources, index)
@@ -176,27 +173,34 @@ def walk(
             x, _ = block(c, layer, x, context, tap, frame, prefix, read)
             return read_out(model, x, tokens, metric, frame.read(read), interventions)
 
-        return jax.vmap(one)(lanes_at(streams, j), started, lanes_at(leaves, j))
+        taken = jax.tree.map(
+            lambda a: jax.lax.dynamic_slice_in_dim(a, at, n), (streams, starts, leaves)
+        )
+        return jax.vmap(one)(*taken)
+
+    def loop(first: Any, layer: Any, count: Any, n: int, source: Any, out: jax.Array) -> jax.Array:
+        """``count`` steps of n lanes from ``first`` on, from the streams into ``out``."""
+
+        def step(j: jax.Array, out: jax.Array) -> jax.Array:
+            at = first + j * n
+            streams = out if source is None else source
+            new = run_lanes(layer, streams, at, n, finish=source is not None)
+            return jax.lax.dynamic_update_slice_in_dim(out, new, at, 0)
+
+        return jax.lax.fori_loop(0, count, step, out)
 
     def pass_layer(index: jax.Array, streams: jax.Array) -> jax.Array:
-        layer = layer_at(model, index)
-
-        def step(j: jax.Array, streams: jax.Array) -> jax.Array:
-            new = run_lanes(layer, streams, j, finish=False)
-            return jax.lax.dynamic_update_slice_in_dim(streams, new, j * lanes, 0)
-
-        active = (starts <= index).sum()
-        return jax.lax.fori_loop(0, -(-active // lanes), step, streams)
+        layer, active = layer_at(model, index), (starts <= index).sum()
+        full, half = steps_of(active, lanes)
+        streams = loop(0, layer, full, lanes, None, streams)
+        if lanes > 1:
+            streams = loop(full * lanes, layer, half, lanes // 2, None, streams)
+        return streams
 
     streams = jnp.zeros((capacity, tokens.shape[0], suffix, c.d_model), base.resid_pre.dtype)
     streams = jax.lax.fori_loop(jnp.minimum(starts[0], last), last, pass_layer, streams)
-
-    def close(j: jax.Array, out: jax.Array) -> jax.Array:
-        new = run_lanes(layer_at(model, last), streams, j, finish=True)
-        return jax.lax.dynamic_update_slice_in_dim(out, new, j * lanes, 0)
-
     out = jnp.zeros((capacity, tokens.shape[0]), base.metric.dtype)
-    return jax.lax.fori_loop(0, -(-count // lanes), close, out)
+    return loop(0, layer_at(model, last), -(-count // lanes), lanes, streams, out)
 
 
 def run_group(

@@ -16,12 +16,9 @@ import numpy as np
 from jaxinterp.model import Config, Tokens
 from jaxinterp.sweep.flops import hook_loop
 from jaxinterp.sweep.ledger import Cost, Request, chunk_cost, operations_text, request_bound
+from jaxinterp.sweep.steps import shape_of_steps, suffix_buckets
 
-ROWS = (64, 384)  # rows (lanes x prompts x positions) that pass a layer at a time: from, to
-STEP = 40  # what a step costs by itself, in rows: measured on CPUs
 MEMORY = 2 << 30  # default budget for the lanes' residual streams and working memory, bytes
-BUCKETS = 4  # suffix lengths in one sweep, at most
-COARSE, FINE = 4, 16  # suffix lengths that prompts of one shape choose from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,37 +135,6 @@ class Plan:
 def concrete(*trees: Any) -> bool:
     """True when no leaf is being traced (by the caller's own jit, grad or vmap)."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
-
-
-def shape_of_steps(rows: int) -> tuple[int, int]:
-    """(how many suffix lengths, rows that pass a layer at a time) for the least time.
-
-    ``rows``: those of the whole grid at its longest suffix. With k even lengths, and
-    experiments spread evenly over layers and positions, a layer passes n = rows (k + 1) / 4k^2
-    rows of each, in steps of s; half a step is empty, and a step takes as long as STEP rows
-    more than its own: k (n + STEP n / s + s / 2 + STEP / 2), least at s = sqrt(2 STEP n).
-    """
-
-    def cost(k: int) -> tuple[float, float]:
-        n = rows * (k + 1) / (4 * k * k)
-        s = np.sqrt(2 * STEP * n)
-        return k * (n + s + STEP / 2), s
-
-    k = min(range(1, BUCKETS + 1), key=cost)
-    return k, int(np.clip(cost(k)[1], *ROWS))
-
-
-def suffix_buckets(length: int, longest: int, k: int) -> np.ndarray:
-    """The suffix lengths of a grid's programs, at most k; the last holds ``longest``.
-
-    length: the prompts' columns. Lengths are taken from a ladder, so that other prompts of
-    the same shape find programs made: a coarse one for small sweeps (k = 1), where compiling
-    outweighs what a closer fit saves.
-    """
-    rungs = COARSE if k == 1 else FINE
-    ladder = np.unique(-(-length * np.arange(1, rungs + 1) // rungs))
-    top = np.searchsorted(ladder, longest) + 1
-    return ladder[np.unique(-(-top * np.arange(1, k + 1) // k)) - 1]
 
 
 def first_touched(

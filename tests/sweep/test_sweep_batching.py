@@ -23,7 +23,7 @@ from small_models import (
 from jaxinterp.interventions import Shared, product, replace, zero
 from jaxinterp.metrics import log_prob, logit_diff
 from jaxinterp.model import SITES, compiled, forward
-from jaxinterp.sweep import run, schedule, sweep
+from jaxinterp.sweep import run, steps, sweep
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -44,7 +44,7 @@ def compiler(request):
 
 @pytest.mark.usefixtures("compiler")
 def test_chunk_size_changes_no_bit(monkeypatch):
-    monkeypatch.setattr(schedule, "ROWS", (16, 16))  # few lanes, so that chunks can be small
+    monkeypatch.setattr(steps, "ROWS", (16, 16))  # few lanes, so that chunks can be small
     model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
     whole = sweep(model, PROMPTS, grid, DIFF)
     for options, calls in (
@@ -196,7 +196,7 @@ def cache_size():
 
 
 def test_one_program_per_position_bucket_and_no_more(monkeypatch):
-    monkeypatch.setattr(schedule, "STEP", 0)  # as if the grid were large: four buckets
+    monkeypatch.setattr(steps, "STEP", 0)  # as if the grid were large: four buckets
     chex.clear_trace_counter()
     counted = chex.assert_max_traces(run.run_chunk.__wrapped__, n=4)
     monkeypatch.setattr(run, "run_chunk", compiled.jit(counted, static=("suffix", "lanes")))
@@ -233,7 +233,7 @@ def test_another_layer_position_or_head_compiles_nothing():
 @hypothesis.given(length=st.integers(1, 300), part=st.floats(0, 1), k=st.integers(1, 4))
 def test_buckets_hold_every_suffix_and_are_at_most_four(length, part, k):
     longest = max(1, round(part * length))
-    buckets = schedule.suffix_buckets(length, longest, k)
+    buckets = steps.suffix_buckets(length, longest, k)
     assert 1 <= len(buckets) <= k
     assert (np.diff(buckets) > 0).all()
     assert buckets[0] >= 1
@@ -243,14 +243,14 @@ def test_buckets_hold_every_suffix_and_are_at_most_four(length, part, k):
 
 
 def test_prompts_of_one_shape_share_a_ladder_of_suffixes():
-    found = [schedule.suffix_buckets(128, n, 4) for n in range(1, 129)]
+    found = [steps.suffix_buckets(128, n, 4) for n in range(1, 129)]
     assert len(np.unique(np.concatenate(found))) == 16
 
 
 def test_larger_sweeps_take_more_lengths_and_larger_steps():
     rows = 2 ** np.arange(24)
-    k, step = np.array([schedule.shape_of_steps(int(n)) for n in rows]).T
+    k, step = np.array([steps.shape_of_steps(int(n)) for n in rows]).T
     assert (np.diff(k) >= 0).all()
     assert (k[0], k[-1]) == (1, 4)
-    assert step[0] == schedule.ROWS[0]
-    assert step[-1] == schedule.ROWS[1]
+    assert step[0] == steps.ROWS[0]
+    assert step[-1] == steps.ROWS[1]

@@ -13,7 +13,7 @@ from small_models import CONFIGS, DIFF, PROMPTS, donor, small_model
 
 import jaxinterp as ji
 from jaxinterp.model import as_tokens
-from jaxinterp.sweep import run, schedule
+from jaxinterp.sweep import run, steps
 from jaxinterp.sweep.flops import head_bound, residual_bound
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -41,8 +41,8 @@ class Counter:
 
 @pytest.mark.parametrize("name", ["llama", "neox", "gpt2", "attention_only"])
 def test_the_plan_counts_what_runs(name, monkeypatch):
-    monkeypatch.setattr(schedule, "STEP", 0)  # four suffixes, several steps
-    monkeypatch.setattr(schedule, "ROWS", (8, 8))
+    monkeypatch.setattr(steps, "STEP", 0)  # four suffixes, several steps
+    monkeypatch.setattr(steps, "ROWS", (8, 8))
     model, grid = small_model(name), residual_grid(name)
     planned = ji.plan(model, PROMPTS, grid, DIFF)
     assert len(planned.groups) == 4
