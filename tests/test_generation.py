@@ -11,7 +11,7 @@ import pytest
 from flax import struct
 from small_models import CONFIGS, ragged, sites_of, small_model
 
-from jaxinterp import generation
+from jaxinterp.generation import run as generation
 from jaxinterp.interventions import add, project_out, replace, scale, zero
 from jaxinterp.model import as_tokens, compiled, forward
 

@@ -10,19 +10,18 @@ Axis letters: see `jaxinterp.model.params`; T are all columns: P of prompts and 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinterp.interventions import Edit, replace, unshare
-from jaxinterp.metrics.arguments import as_array, indices, is_concrete
+from jaxinterp.generation.reach import Apply, check_interventions, foresee
+from jaxinterp.generation.sampling import Sampling, as_sampling, choose
+from jaxinterp.metrics.arguments import is_concrete
 from jaxinterp.model import (
-    SITES,
     Context,
     Frame,
     Intervention,
@@ -39,9 +38,7 @@ from jaxinterp.model import (
 )  # fmt: skip
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
-from jaxinterp.model.taps import Tap, as_interventions
-
-Apply = Literal["both", "prompt", "generated"]
+from jaxinterp.model.taps import Tap
 
 
 class Generated(struct.PyTreeNode):
@@ -61,17 +58,6 @@ class Generated(struct.PyTreeNode):
     def new(self) -> jax.Array:
         """int [B N]: the ids of the new tokens; the padding's after a stop token."""
         return self.tokens.ids[..., -self.log_probs.shape[-1] :]
-
-
-class Sampling(struct.PyTreeNode):
-    """How tokens are chosen: see `generate`. Without a key, the likeliest is."""
-
-    key: Any
-    temperature: Any
-    top_k: Any
-    top_p: Any
-    stop: Any
-    pad: Any
 
 
 class State(struct.PyTreeNode):
@@ -173,9 +159,6 @@ def _generate(
     return Generated(padded_left(state.tokens, length, sampling.pad), state.log_probs, lengths)
 
 
-# The passes, and what they lead to
-
-
 def run_columns(
     model: Model,
     tokens: Tokens,
@@ -248,40 +231,6 @@ def add_token(state: State, logits: jax.Array, sampling: Sampling) -> State:
     )
 
 
-def choose(logits: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Array:
-    """The next token [B] of each prompt."""
-    best = logits.argmax(-1)
-    if sampling.key is None:
-        return best
-    greedy = sampling.temperature == 0
-    # The likeliest stays at 0, however small the temperature.
-    scores = logits - logits.max(-1, keepdims=True)
-    scores = scores / jnp.where(greedy, 1.0, sampling.temperature)
-    scores = kept(scores, sampling.top_k, sampling.top_p)
-    key = jax.random.fold_in(sampling.key, step)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(scores)))
-    return jnp.where(greedy, best, jax.vmap(jax.random.categorical)(keys, scores))
-
-
-def kept(scores: jax.Array, top_k: Any, top_p: Any) -> jax.Array:
-    """Scores [B V] with -inf at tokens that may not be drawn.
-
-    Nucleus sampling (Holtzman et al. 2020) of the ``top_k`` likeliest, renormalized.
-    """
-    if top_k is None and top_p is None:
-        return scores
-    order = jnp.argsort(scores, axis=-1, descending=True, stable=True)
-    ranked = jnp.take_along_axis(scores, order, axis=-1)
-    if top_k is not None:
-        ranked = jnp.where(jnp.arange(ranked.shape[-1]) < top_k, ranked, -jnp.inf)
-    if top_p is not None:
-        p = jax.nn.softmax(ranked, axis=-1)
-        before = jnp.cumsum(p, axis=-1) - p
-        # Rounded sums reach 1 too early.
-        ranked = jnp.where((before < top_p) | (top_p >= 1), ranked, -jnp.inf)
-    return jnp.put_along_axis(scores, order, ranked, axis=-1, inplace=False)
-
-
 def extended(tokens: Tokens, n_new: int) -> Tokens:
     """The tokens with ``n_new`` more columns [B T], whose positions count on."""
     wide = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0), (0, n_new)]), tokens)
@@ -295,52 +244,6 @@ def padded_left(tokens: Tokens, length: int, pad: Any) -> Tokens:
     order = jnp.argsort(tokens.mask | new, axis=1, stable=True)
     tokens = jax.tree.map(lambda leaf: jnp.take_along_axis(leaf, order, axis=1), tokens)
     return tokens.replace(ids=jnp.where(tokens.mask, tokens.ids, pad))
-
-
-# Interventions
-
-
-def reach(lengths: Any, n_new: int, apply: Apply) -> dict[str, tuple[Any, Any]]:
-    """The positions and sources (from, up to) [B] of each prompt that interventions meet."""
-    end = lengths + (0 if apply == "prompt" else n_new - 1)
-    begin = lengths if apply == "generated" else 0 * lengths
-    return {"position": (begin, end), "source": (0 * lengths, end)}
-
-
-def foresee(
-    interventions: tuple[Intervention, ...], tokens: Tokens, n_new: int, apply: Apply
-) -> tuple[Intervention, ...]:
-    """The interventions as they act on a text that is not whole yet."""
-    met, length = reach(tokens.lengths, n_new, apply), tokens.shape[1] + n_new
-    edits = [waiting(i, met, length) if isinstance(i, Edit) else [i] for i in interventions]
-    return tuple(itertools.chain(*edits))
-
-
-def waiting(edit: Edit, met: dict[str, tuple[Any, Any]], length: int) -> list[Intervention]:
-    """An edit that can wait for a position ahead, and NaN in prompts where none comes.
-
-    An `Edit` takes an integer beyond the text so far for a mistake, but not a mask.
-    """
-    mistakes: list[Intervention] = []
-    for axis, (low, high) in met.items():
-        index = integers(getattr(edit.where, axis))
-        if index is None:
-            continue
-        index = jnp.broadcast_to(index, low.shape)
-        mask = jnp.arange(length) == index[:, None]
-        outside = jnp.broadcast_to(((index < low) | (index >= high))[:, None], mask.shape)
-        edit = edit.replace(where=edit.where.replace(**{axis: mask}))
-        mistakes.append(replace(edit.site, jnp.nan, position=outside))
-    return [*mistakes, edit]
-
-
-def integers(index: Any) -> Any:
-    """An index of integers, [] or [B]; None for masks and where there is none."""
-    index = None if index is None else as_array(unshare(index))
-    return None if index is None or index.dtype == bool else index
-
-
-# What is refused at the door
 
 
 def check_prompts(model: Model, tokens: Tokens, n_new: int) -> None:
@@ -368,101 +271,3 @@ def check_prompts(model: Model, tokens: Tokens, n_new: int) -> None:
         empty = np.flatnonzero(np.asarray(tokens.lengths) == 0)
         if empty.size:
             raise ValueError(f"Prompt {empty[0]} is all padding, expected at least one token.")
-
-
-def as_sampling(
-    model: Model, key: Any, temperature: Any, top_k: Any, top_p: Any, stop: Any, pad: Any
-) -> Sampling:
-    """The options of `generate` as arrays, checked."""
-    size = model.config.vocab_size
-    for name, value, fits, expected in (
-        ("temperature", temperature, lambda t: 0 <= t < np.inf, "a number of at least 0"),
-        ("top_k", top_k, lambda k: k is None or 1 <= k == int(k), "a whole number from 1"),
-        ("top_p", top_p, lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1"),
-        ("pad", pad, lambda i: 0 <= i < size, f"a token id from 0 to {size - 1}"),
-    ):
-        if is_concrete(value) and not (np.ndim(value) == 0 and fits(value)):
-            raise ValueError(f"{name}={value!r}, expected {expected}.")
-    hint = f"token ids from 0 to {size - 1}"
-    stops = np.zeros(0, np.int32) if stop is None else indices(stop, "stop", hint)
-    if ((stops < 0) | (stops >= size)).any():
-        raise ValueError(f"stop={stop!r}, expected {hint}.")
-    greedy = is_concrete(temperature) and temperature == 0
-    if key is None and not greedy:
-        raise ValueError(
-            f"temperature={temperature} draws tokens at random, which needs a key: pass "
-            "key=jax.random.key(0), or temperature=0 for the likeliest tokens."
-        )
-    if greedy and not (top_k is None and top_p is None):
-        raise ValueError(
-            "top_k and top_p say what may be drawn, and at temperature 0 nothing is: pass "
-            "temperature=, or leave them out."
-        )
-    # Of one dtype, so that 1 and 1.0 share a program.
-    temperature, top_k, top_p = jax.tree.map(jnp.float32, (temperature, top_k, top_p))
-    return Sampling(key, temperature, top_k, top_p, stops, jnp.int32(pad))
-
-
-def check_interventions(
-    model: Model, tokens: Tokens, n_new: int, given: Any, apply: Apply
-) -> tuple[Intervention, ...]:
-    """The interventions as a flat tuple; each can act on the text that is generated."""
-    if apply not in get_args(Apply):
-        raise ValueError(f"apply={apply!r}, expected one of {', '.join(get_args(Apply))}.")
-    ids = np.zeros((len(tokens), tokens.shape[1] + n_new), np.int32)
-    whole = Tokens(ids, ids + np.arange(ids.shape[1]))
-    interventions = as_interventions(model.config, given, whole)
-    if interventions and apply == "generated" and n_new == 1:
-        raise ValueError(
-            "apply='generated' acts in the passes over new tokens, and n_new=1 needs none (the "
-            "prompt predicts the first). Ask for more tokens, or apply='prompt'."
-        )
-    for intervention in interventions:
-        if isinstance(intervention, Edit):
-            check_reach(intervention, tokens, n_new, apply)
-            if apply != "prompt":
-                check_values(intervention, tokens, n_new)
-    return interventions
-
-
-def check_reach(edit: Edit, tokens: Tokens, n_new: int, apply: Apply) -> None:
-    """Refuse an integer position or source that no pass with interventions meets."""
-    for axis in ("position", "source"):
-        index = integers(getattr(edit.where, axis))
-        if index is None or not is_concrete(index, tokens.positions):
-            continue
-        lengths = np.asarray(tokens.lengths)
-        low, high = reach(lengths, n_new, apply)[axis]
-        index = np.broadcast_to(index, len(tokens))
-        outside = np.flatnonzero((index < low) | (index >= high))
-        if outside.size:
-            b = outside[0]
-            raise ValueError(
-                f"{axis} {index[b]} at {edit.site!r} is not met in prompt {b} of {lengths[b]} "
-                f"tokens: with n_new={n_new} and apply={apply!r}, expected {low[b]} to "
-                f"{high[b] - 1} (the last new token is not run)."
-            )
-
-
-def check_values(edit: Edit, tokens: Tokens, n_new: int) -> None:
-    """Refuse recorded values that do not say what new tokens' passes should get."""
-    shape, axes = np.shape(unshare(edit.value)), ("batch", *SITES[edit.site].axes)
-    if len(shape) < len(axes):
-        return
-    sizes = dict(zip(axes, shape[-len(axes) :], strict=True))
-    given, length = sizes["position"], tokens.shape[1]
-    what = f"The value for {edit.site!r} (shape {list(shape)})"
-    if sizes.get("source", 1) > 1:
-        raise ValueError(
-            f"{what} is recorded over sources, which new tokens have more of: pass apply='prompt'."
-        )
-    if edit.where.position is None and 1 < given < length + n_new - 1:
-        raise ValueError(
-            f"{what} holds {given} columns, and {length + n_new - 1} are run: restrict it to "
-            "positions it holds, or pass apply='prompt'."
-        )
-    if given > length and is_concrete(tokens.positions) and (tokens.positions[:, -1] < 0).any():
-        raise ValueError(
-            f"{what} holds new tokens' columns, and the prompts ({length} columns) are padded "
-            "on the right: pad them on the left, so that columns are those of the result."
-        )
