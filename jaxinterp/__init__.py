@@ -59,6 +59,7 @@ from jaxinterp.model.transforms import (
 )  # fmt: skip
 from jaxinterp.patching import patch
 from jaxinterp.results import share
+from jaxinterp.streaming import batches_of, patch_stream
 from jaxinterp.sweep import Ledger, Plan, observe, plan, sweep, sweep_plain
 from jaxinterp.tasks import Task
 from jaxinterp.tokens import Tokenizer
@@ -67,10 +68,11 @@ from jaxinterp.version import __version__
 __all__ = [
     "SITES", "At", "Config", "Edit", "Frame", "Generated", "Intervention", "Ledger",
     "LoadError", "Metric", "Model", "Output", "Plan", "Rotary", "Shared", "Site", "Task",
-    "Tokenizer", "Tokens", "Where", "__version__", "accuracy", "add", "center_unembed",
-    "center_writing_weights", "cross_entropy", "embed", "evaluate", "fetch", "fold_norm",
-    "fold_value_biases", "forward", "generate", "init", "kl", "load", "log_prob", "logit",
-    "logit_diff", "metric", "metrics", "models", "nnx", "normalized", "observe", "patch",
-    "plan", "prob", "product", "project_out", "rank", "replace", "results", "run_layers",
-    "save", "scale", "shapes", "share", "sweep", "sweep_plain", "tasks", "unembed", "zero",
+    "Tokenizer", "Tokens", "Where", "__version__", "accuracy", "add", "batches_of",
+    "center_unembed", "center_writing_weights", "cross_entropy", "embed", "evaluate", "fetch",
+    "fold_norm", "fold_value_biases", "forward", "generate", "init", "kl", "load", "log_prob",
+    "logit", "logit_diff", "metric", "metrics", "models", "nnx", "normalized", "observe",
+    "patch", "patch_stream", "plan", "prob", "product", "project_out", "rank", "replace",
+    "results", "run_layers", "save", "scale", "shapes", "share", "sweep", "sweep_plain",
+    "tasks", "unembed", "zero",
 ]  # fmt: skip
