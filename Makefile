@@ -34,7 +34,7 @@ test-long: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m long
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/residual_sweep.py
+	$(BIN)/python benchmarks/sweeps.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,8 @@
-"""Make the optional environment in which `peers.py` runs: python make_peer_env.py FOLDER."""
+"""Make an optional environment for `server.py`: python make_peer_env.py FOLDER [PEER].
+
+PEER: transformer-lens (the default, which also runs the hand-batched PyTorch) or nnsight, whose
+requirements may differ: give each a folder of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,19 @@ import sys
 import venv
 from pathlib import Path
 
-# torch first and by itself: what comes after must not choose another build of it.
-STEPS = (("torch==2.13.0",), ("transformer-lens==4.3.0", "gguf"))
+PEERS = {
+    "transformer-lens": ("transformer-lens==4.3.0", "gguf"),
+    "nnsight": ("nnsight==0.8.1", "transformers", "accelerate", "gguf"),
+}
 
 
-def make(folder: Path) -> Path:
-    """Create the environment if it is not there, install the peers, return its interpreter.
+def steps(peer: str) -> tuple[tuple[str, ...], ...]:
+    """What to install. torch first and alone: what follows must not choose another build."""
+    return ("torch==2.13.0",), PEERS[peer]
+
+
+def make(folder: Path, peer: str = "transformer-lens") -> Path:
+    """Create the environment if it is not there, install the peer, return its interpreter.
 
     pip's own configuration decides which build of torch that is. For the small CPU build on
     Linux: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu.
@@ -20,13 +31,13 @@ def make(folder: Path) -> Path:
     python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     if not python.exists():
         venv.create(folder, with_pip=True)
-    for packages in STEPS:
+    for packages in steps(peer):
         command = [str(python), "-m", "pip", "install", "--quiet", *packages]
         subprocess.run(command, check=True)
     return python
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3) or sys.argv[2:] not in ([], *([peer] for peer in PEERS)):
         sys.exit(__doc__)
-    print(make(Path(sys.argv[1])))
+    print(make(Path(sys.argv[1]), *sys.argv[2:]))

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,10 +16,8 @@ from jaxinterp.interventions import Edit, unshare
 from jaxinterp.model import SITES, Config, Tokens
 from jaxinterp.model.sites import axis_size
 from jaxinterp.sweep.flops import block_cost, cell_bound
+from jaxinterp.sweep.groups import Chunk, Group
 from jaxinterp.sweep.steps import steps_of
-
-if TYPE_CHECKING:
-    from jaxinterp.sweep.schedule import Chunk, Group, Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +107,7 @@ def _bound_of(
     site, whole, part = min(intervention.sites, key=list(SITES).index), True, 1.0
     if isinstance(intervention, Edit):
         where = intervention.where
-        position = None if where.position is None else unshare(where.position)
+        position = None if where.position is None else np.asarray(unshare(where.position))
         whole = position is None or position.dtype == bool
         for axis in ("head", "neuron"):
             index = getattr(where, axis)
@@ -159,17 +157,18 @@ class Ledger:
         return self.experiments / max(self.seconds - self.compile_seconds, 1e-9)
 
     @contextlib.contextmanager
-    def measure(self, plan: Plan) -> Iterator[None]:
-        """Enter a plan, and the time that the block takes."""
+    def measure(
+        self, experiments: int, calls: int, cost: Cost, bound: int | None
+    ) -> Iterator[None]:
+        """Enter what a block does, and the time that it takes."""
         began, compiled = time.perf_counter(), _Compiling.seconds
         yield
         self.seconds += time.perf_counter() - began
         self.compile_seconds += _Compiling.seconds - compiled
-        self.experiments += plan.n_experiments * plan.request.batch
-        self.calls += plan.n_chunks
-        self.cost += plan.cost
-        known = self.bound is not None and plan.bound is not None
-        self.bound = self.bound + plan.bound if known else None  # type: ignore[operator]
+        self.experiments += experiments
+        self.calls += calls
+        self.cost += cost
+        self.bound = None if self.bound is None or bound is None else self.bound + bound
 
     def __str__(self) -> str:
         return (

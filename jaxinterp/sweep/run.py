@@ -39,8 +39,9 @@ from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import SITES
 from jaxinterp.model.taps import Tap, as_interventions
 from jaxinterp.sweep.devices import checked, place_model, place_tokens, to_host, ways
+from jaxinterp.sweep.groups import Group
 from jaxinterp.sweep.ledger import Ledger
-from jaxinterp.sweep.schedule import MEMORY, Group, Plan, concrete, make_plan
+from jaxinterp.sweep.schedule import MEMORY, Plan, concrete, make_plan
 from jaxinterp.sweep.steps import steps_of
 
 
@@ -277,7 +278,8 @@ def sweep(
     )
     plan = plan_of(model, tokens, grid, metric, chunk=chunk, memory=memory, mesh=mesh)
     out = np.empty((n_experiments, len(tokens)), base.metric.dtype)
-    with (ledger or Ledger()).measure(plan):
+    done = (n_experiments * len(tokens), plan.n_chunks, plan.cost, plan.bound)
+    with (ledger or Ledger()).measure(*done):
         for group in plan.groups:
             out[group.experiments] = run_group(
                 model, tokens, base, metric, grid, group, mesh, on_chunk

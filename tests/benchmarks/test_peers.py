@@ -6,6 +6,7 @@ import time
 
 import peers
 import pytest
+import server
 
 ANY_LAYERS = 30
 
@@ -36,7 +37,7 @@ def test_peak_memory_is_of_this_process():
 
 
 def test_every_request_is_a_method_of_the_server():
-    assert all(callable(getattr(peers.Server, name)) for name in peers.REQUESTS)
+    assert all(callable(getattr(server.Server, name)) for name in server.REQUESTS)
 
 
 def test_errors_come_back_and_the_peer_lives_on():

@@ -5,7 +5,8 @@ import pytest
 import roofline
 
 from jaxinterp.model import Config
-from jaxinterp.sweep.flops import n_edges
+from jaxinterp.model.sites import absent
+from jaxinterp.sweep.flops import cell_bound, n_edges
 
 GPT2_SMALL = Config(
     n_layers=12, d_model=768, n_heads=12, d_head=64, d_mlp=3072, vocab_size=50257, n_ctx=1024,
@@ -179,3 +180,30 @@ def test_matmul_rate_times_the_product_alone():
     assert roofline.matmul_rate(prepare, size=32, repeats=3) > 0
     assert prepared == [((32, 32), np.float32)]
     assert len(ran) == 4  # one to warm up
+
+
+NODES = {  # site: the nodes that change with one of its heads, and how many heads it has
+    "resid_pre": (lambda i, t: ("resid", i, t), None),
+    "q": (lambda i, t: ("q", i, 0, t), "n_heads"),
+    "k": (lambda i, t: ("k", i, 0, t), "n_kv_heads"),
+    "v": (lambda i, t: ("v", i, 0, t), "n_kv_heads"),
+    "z": (lambda i, t: ("row", i, 0, t), "n_heads"),
+    "resid_mid": (lambda i, t: ("mid", i, t), None),
+    "mlp_out": (lambda i, t: ("mlp", i, t), None),
+    "resid_post": (lambda i, t: ("resid", i + 1, t), None),
+}
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
+@pytest.mark.parametrize("site", NODES)
+@pytest.mark.parametrize("whole", [False, True], ids=["here", "from here on"])
+def test_cell_bound_counts_what_changes_and_is_read(config, site, whole):
+    if site in absent(config):
+        pytest.skip("no such site")
+    graph, (node, heads) = Graph(config, LENGTH), NODES[site]
+    part = 1 / getattr(config, heads) if heads else 1.0
+    for i in range(config.n_layers):
+        for t in range(LENGTH):
+            times = range(t, LENGTH) if whole else [t]
+            ours = cell_bound(config, site, LENGTH, i, t, whole=whole, part=part, columns=COLUMNS)
+            assert ours == graph.patched(*(node(i, u) for u in times)), (i, t)

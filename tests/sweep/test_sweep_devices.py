@@ -12,7 +12,7 @@ import pytest
 from small_models import DIFF, PROMPTS, small_model
 
 from jaxinterp.interventions import zero
-from jaxinterp.sweep import schedule, sweep
+from jaxinterp.sweep import groups, sweep
 
 WORKER = Path(__file__).parent / "devices_worker.py"
 
@@ -57,7 +57,7 @@ def test_a_mesh_of_other_axes_is_refused():
 def test_chunks_deal_experiments_evenly(n, lanes, ways, capacity):
     rng = np.random.default_rng(0)
     starts = np.sort(rng.integers(0, 9, n))
-    group = schedule.Group(rng.permutation(n), starts, 5, lanes, capacity, ways)
+    group = groups.Group(rng.permutation(n), starts, 5, lanes, capacity, ways)
     seen = []
     for chunk in group.chunks():
         assert chunk.experiments.shape == (capacity,)
