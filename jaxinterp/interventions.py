@@ -32,6 +32,7 @@ class Shared(struct.PyTreeNode):
 
 
 def is_shared(node: Any) -> bool:
+    """Whether a node of a grid is marked `Shared`."""
     return isinstance(node, Shared)
 
 

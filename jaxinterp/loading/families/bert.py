@@ -17,6 +17,7 @@ from jaxinterp.model import Config
 
 
 def config(json: Json) -> Config:
+    """Our config from Hugging Face's ``config.json``."""
     refuse(json, "is_decoder", False, "BERT as a decoder")
     refuse(json, "position_embedding_type", "absolute", "relative positions")
     D, H = need(json, "hidden_size"), need(json, "num_attention_heads")

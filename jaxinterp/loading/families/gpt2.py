@@ -17,6 +17,7 @@ from jaxinterp.model import Config
 
 
 def config(json: Json) -> Config:
+    """Our config from Hugging Face's ``config.json``."""
     refuse(json, "scale_attn_by_inverse_layer_idx", False, "scores scaled by the layer's index")
     refuse(json, "add_cross_attention", False, "an encoder's output is attended to")
     D, H = need(json, "n_embd"), need(json, "n_head")

@@ -17,6 +17,7 @@ from jaxinterp.model import Config
 
 
 def config(json: Json) -> Config:
+    """Our config from Hugging Face's ``config.json``."""
     D, H = need(json, "hidden_size"), need(json, "num_attention_heads")
     if not json.get("rope_parameters"):  # transformers 4
         json = {

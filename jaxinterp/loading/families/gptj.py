@@ -17,6 +17,7 @@ from jaxinterp.model import Config, Rotary
 
 
 def config(json: Json) -> Config:
+    """Our config from Hugging Face's ``config.json``."""
     D, H = need(json, "n_embd"), need(json, "n_head")
     return Config(
         family="gptj",

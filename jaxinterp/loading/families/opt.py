@@ -18,6 +18,7 @@ from jaxinterp.model import Config
 
 
 def config(json: Json) -> Config:
+    """Our config from Hugging Face's ``config.json``."""
     D, H = need(json, "hidden_size"), need(json, "num_attention_heads")
     refuse(json, "do_layer_norm_before", True, "norms after the residual, as in OPT-350m")
     refuse(json, "_remove_final_layer_norm", False, "no final norm")
