@@ -50,11 +50,10 @@ def test_sweeps(name, site):
         chunk = group.chunks()[0]
         part = run.take_experiments(grid, chunk.experiments)
 
-        def call(m, t, b, g, starts, count, group=group):
-            options = {"suffix": group.suffix, "lanes": group.lanes}
-            return run.run_chunk(m, t, b, DIFF, g, starts, count, **options)
+        def call(m, t, b, g, starts, first, count, group=group):
+            return run.run_chunk(m, t, b, DIFF, g, starts, first, count, **group.shape)
 
-        lowers(call, model, tokens, base, part, chunk.starts, np.int32(chunk.count))
+        lowers(call, model, tokens, base, part, chunk.starts, chunk.first, np.int32(chunk.count))
     lowers(lambda m, t, g: run.sweep_plain(m, t, g, DIFF), model, tokens, grid[0])
 
 

@@ -29,11 +29,13 @@ class Context(struct.PyTreeNode):
     """What every layer of one run shares: who may see whom, and the rotary tables.
 
     ``sources`` [B S] are the positions of the keys. A run that holds only a suffix of the
-    columns reads the keys and values of the columns before it from `Prefix`.
+    columns reads the keys and values of the columns before it from `Prefix`. ``reach``
+    [B P S] narrows what each of its columns may see, beside causality and padding.
     """
 
     sources: jax.Array
     rotary: tuple[jax.Array, jax.Array] | None
+    reach: jax.Array | None = None
 
 
 class Layer(struct.PyTreeNode):
@@ -135,9 +137,11 @@ def attention(
     scores = [einsum(c, "bqgrk,bsgk->bgrqs", grouped, part.k) for part in parts]
     score = jnp.concatenate(scores, -1) if prefix is not None else scores[0]
     score = softcap(score * jnp.asarray(c.attn_scale, score.dtype), c.attn_softcap)
-    seen = visible(c, out_frame.positions, context.sources, layer.window)[:, None]
+    seen = visible(c, out_frame.positions, context.sources, layer.window)
+    if (reach := context.reach) is not None:
+        seen &= reach if read is None else jnp.take_along_axis(reach, read[:, :, None], axis=1)
     score = score.reshape(score.shape[0], c.n_heads, *score.shape[3:])  # B H Q S
-    score = jnp.where(seen, score, jnp.finfo(score.dtype).min)
+    score = jnp.where(seen[:, None], score, jnp.finfo(score.dtype).min)
     # Nobody attends to padding, nor does it attend, whatever is done to scores and pattern.
     real = (out_frame.positions >= 0)[:, None, :, None] & (context.sources >= 0)[:, None, None]
     if tap.edits("attn_scores"):
@@ -152,7 +156,10 @@ def attention(
 
     grouped = pattern.reshape(pattern.shape[0], c.n_kv_heads, -1, *pattern.shape[2:])
     before = 0 if prefix is None else prefix.k.shape[1]
-    z = einsum(c, "bgrqs,bsgk->bqgrk", grouped[..., before:], v)
+    finite = v if context.reach is None else jnp.nan_to_num(v, nan=0, posinf=0, neginf=0)
+    z = einsum(c, "bgrqs,bsgk->bqgrk", grouped[..., before:], finite)
+    if context.reach is not None:  # 0 x NaN would reach those who do not see it
+        z = jnp.where(spoilt(seen[..., before:], v)[:, :, :, None], jnp.nan, z)
     if prefix is not None:
         z = z + einsum(c, "bgrqs,bsgk->bqgrk", grouped[..., :before], prefix.v)
     z = tap("z", z.reshape(*z.shape[:2], c.n_heads, c.d_head), out_frame)
@@ -163,6 +170,12 @@ def attention(
     else:
         out = einsum(c, "bqhk,hkd->bqd", z, p.W_O)
     return (out if p.b_O is None else out + p.b_O), own
+
+
+def spoilt(seen: jax.Array, v: jax.Array) -> jax.Array:
+    """Where a query sees a value that is not finite: [B Q G K], from seen [B Q S], v [B S G K]."""
+    bad = ~jnp.isfinite(v)
+    return jnp.einsum("bqs,bsgk->bqgk", seen.astype(v.dtype), bad.astype(v.dtype)) > 0
 
 
 def qk_norm(

@@ -19,11 +19,13 @@ class Frame:
     """The token columns a value holds: all of them, a suffix, or a few that are read.
 
     ``positions`` [B P] are positions within each prompt (-1: padding); ``columns`` says
-    which columns of the token array these are: a slice, or indices [B P].
+    which columns of the token array these are: a slice, or indices [B P]. ``owner`` [B P]:
+    whose they are, where a sweep runs several experiments side by side.
     """
 
     positions: jax.Array
     columns: slice | jax.Array = dataclasses.field(default_factory=lambda: slice(None))
+    owner: jax.Array | None = None
 
     def take(self, whole: jax.Array, axis: int) -> jax.Array:
         """This frame's part of an array that holds every column along ``axis``."""
@@ -34,9 +36,15 @@ class Frame:
         return jnp.take_along_axis(whole, self.columns.reshape(shape), axis)
 
     def read(self, columns: jax.Array) -> Frame:
-        """The frame of a few columns [B R], counted within this (slice) frame."""
-        start = (self.columns.start or 0) if isinstance(self.columns, slice) else 0
-        return Frame(jnp.take_along_axis(self.positions, columns, 1), columns + start)
+        """The frame of a few columns [B R], counted within this frame."""
+
+        def part(values: jax.Array) -> jax.Array:
+            return jnp.take_along_axis(values, columns, 1)
+
+        if isinstance(self.columns, slice):
+            return Frame(part(self.positions), columns + (self.columns.start or 0))
+        owner = None if self.owner is None else part(self.owner)
+        return Frame(part(self.positions), part(self.columns), owner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +119,22 @@ def as_interventions(config: Config, given: Any, tokens: Tokens) -> tuple[Interv
     return (given,)
 
 
+def apply(interventions: Iterable[Intervention], value: jax.Array, at: At) -> jax.Array:
+    """A value after the interventions that are for its site, in order."""
+    for intervention in interventions:
+        if at.site in intervention.sites:
+            changed = intervention(value, at)
+            if (changed.shape, changed.dtype) != (value.shape, value.dtype):
+                raise ValueError(
+                    f"{type(intervention).__name__} at {at.site!r} returned "
+                    f"{changed.dtype}{list(changed.shape)}, expected "
+                    f"{value.dtype}{list(value.shape)} {' '.join(at.axes)}: "
+                    "an intervention keeps its value's shape and dtype."
+                )
+            value = changed
+    return value
+
+
 class Tap:
     """Applies the interventions at each site and keeps what is to be recorded.
 
@@ -139,17 +163,7 @@ class Tap:
 
     def __call__(self, site: str, value: jax.Array, frame: Frame) -> jax.Array:
         at = At(site, self.config, self.layer, frame, self.sources)
-        for intervention in self.interventions:
-            if site in intervention.sites:
-                changed = intervention(value, at)
-                if (changed.shape, changed.dtype) != (value.shape, value.dtype):
-                    raise ValueError(
-                        f"{type(intervention).__name__} at {site!r} returned "
-                        f"{changed.dtype}{list(changed.shape)}, expected "
-                        f"{value.dtype}{list(value.shape)} {' '.join(at.axes)}: "
-                        "an intervention keeps its value's shape and dtype."
-                    )
-                value = changed
+        value = apply(self.interventions, value, at)
         if site in self.record:
             self.recorded[site] = value
         return value

@@ -12,9 +12,12 @@ from jax.sharding import Mesh
 from jaxinterp.metrics import Metric, check_metric
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.taps import as_interventions
+from jaxinterp.sweep.base import observe
 from jaxinterp.sweep.devices import checked, model_on, place_tokens
-from jaxinterp.sweep.run import observe, plan_of, run_chunk, take_experiments
+from jaxinterp.sweep.grids import take_experiments
+from jaxinterp.sweep.run import plan_of
 from jaxinterp.sweep.schedule import MEMORY, Plan
+from jaxinterp.sweep.walk import run_chunk
 
 
 def plan(
@@ -55,8 +58,8 @@ def plan(
         first = group.chunks()[0]
         part = take_experiments(interventions, first.experiments)
         program = run_chunk.lower(  # type: ignore[attr-defined]
-            model, tokens, base, metric, part, jnp.asarray(first.starts), jnp.int32(first.count),
-            suffix=group.suffix, lanes=group.lanes, mesh=mesh,
+            model, tokens, base, metric, part, jnp.asarray(first.starts),
+            jnp.asarray(first.first), jnp.int32(first.count), mesh=mesh, **group.shape,
         )  # fmt: skip
         peak = max(peak, _peak(program.compile()))
     return dataclasses.replace(made, peak_memory=peak)

@@ -67,11 +67,13 @@ def chunk_cost(request: Request, group: Group, chunk: Chunk) -> Cost:
     lanes = (full * group.lanes + half * (group.lanes // 2))[:last].sum() * group.ways
     steps = int((full + half)[:last].sum()) * group.ways
     ends = -(-chunk.count // group.lanes) * group.ways
-    rows = r.batch * group.suffix  # of one experiment
-    pairs = r.length * cost.pair  # a query meets every column, also those that it may not see
+    rows = r.batch * group.width  # of one lane
+    # A query meets every key of its lane, also those that it may not see.
+    pairs = (group.prefix + group.width) * cost.pair
     middle = rows * (cost.position + pairs)
     readout = 2 * c.d_model * r.columns
-    close = rows * cost.kv + r.batch * r.reads * (cost.position - cost.kv + pairs + readout)
+    reads = r.batch * r.reads * group.members.shape[1]
+    close = rows * cost.kv + reads * (cost.position - cost.kv + pairs + readout)
     passed = int(lanes) + ends * group.lanes
     weights = cost.position // 2 * r.width
     stream = 2 * rows * c.d_model * r.width

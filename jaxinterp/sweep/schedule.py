@@ -1,8 +1,8 @@
 """Plan: which experiments run together, from which layer and over which positions.
 
-Nothing here changes a number: an experiment starts at the first layer it touches, holds
+Nothing here changes a number: an experiment starts at the first layer it touches and holds
 only the positions from the first one it touches (for a causal model the ones before keep
-the base run's values), and shares its programs with the others of its position bucket.
+the base run's values). Which of them share lanes and programs is chosen by what it costs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinterp.model import Config, Tokens
-from jaxinterp.sweep.flops import hook_loop
-from jaxinterp.sweep.groups import Group
+from jaxinterp.model import SITES, Config, Tokens
+from jaxinterp.sweep.flops import block_cost, hook_loop
+from jaxinterp.sweep.groups import NONE, Group
 from jaxinterp.sweep.ledger import Cost, Request, chunk_cost, operations_text, request_bound
-from jaxinterp.sweep.steps import shape_of_steps, suffix_buckets
+from jaxinterp.sweep.steps import BUCKETS, GAIN, LADDER, best_lanes, pack, widths
 
+PLACES = 2  # experiments in a lane, at most
 MEMORY = 2 << 30  # default budget for the lanes' residual streams and working memory, bytes
 
 
@@ -51,11 +52,13 @@ class Plan:
         r, cost = self.request, self.cost
         lines = [
             f"{self.n_experiments} experiments x {r.batch} prompts of {r.length} tokens",
-            "suffix  experiments  at once  per call  calls",
+            "experiments  lanes  columns  at once  per call  calls",
         ]
         for g in self.groups:
-            n, calls = len(g.experiments), len(g.chunks())
-            lines.append(f"{g.suffix:6}  {n:11}  {g.lanes * g.ways:7}  {g.capacity:8}  {calls:5}")
+            lines.append(
+                f"{g.n_experiments:11}  {len(g):5}  {g.width:7}  {g.lanes * g.ways:7}  "
+                f"{g.capacity:8}  {len(g.chunks()):5}"
+            )
         loop = hook_loop(r.config, r.length, self.n_experiments * r.batch)
         lines += [
             operations_text(cost.operations, self.bound),
@@ -117,23 +120,68 @@ def make_plan(
     batch, length = tokens.shape
     layer, column = first_touched(config, tokens, interventions, n_experiments)
     first = np.minimum(column, read.min()) if config.causal else np.zeros_like(column)
-    needed = length - first
-    longest = int(needed.max(initial=0))
-    k, step = shape_of_steps(n_experiments * batch * longest // ways)
-    buckets = suffix_buckets(length, longest, k)
-    bucket = buckets[np.searchsorted(buckets, needed)]
-    groups = []
-    for suffix in np.unique(bucket):
-        members = np.flatnonzero(bucket == suffix)
-        members = members[np.argsort(layer[members], kind="stable")]
-        rows = batch * int(suffix)
-        lanes = max(1, min(-(-step // rows), -(-n_experiments // ways)))
-        lane_bytes = width * rows * config.d_model
-        fits = max(1, memory // lane_bytes) * ways
-        limit = min(fits, chunk or n_experiments, n_experiments)
-        capacity = -(-limit // (lanes * ways)) * lanes * ways
-        groups.append(Group(members, layer[members], int(suffix), lanes, capacity, ways))
+    # A lane of two experiments has more keys than the prompt: sites with a source axis show it.
+    shows = any("source" in SITES[site].axes for i in interventions for site in i.sites)
+    bytes_of_column = width * batch * config.d_model
+    groups = _cheapest(
+        config, length, layer, first, places=1 if shows or not config.causal else PLACES,
+        chunk=chunk, room=max(1, memory // bytes_of_column), batch=batch, ways=ways,
+    )  # fmt: skip
     columns = config.vocab_size if columns is None else columns
     request = Request(config, batch, length, read.shape[1], columns, model_ways, width)
     bound = request_bound(request, tokens, interventions, layer, column)
-    return Plan(tuple(groups), n_experiments, request, bound)
+    return Plan(groups, n_experiments, request, bound)
+
+
+def _cheapest(
+    config: Config, length: int, layer: np.ndarray, first: np.ndarray, *, places: int,
+    **limits: Any,
+) -> tuple[Group, ...]:  # fmt: skip
+    """The groups that take the least time; more programs and fuller lanes must earn their keep."""
+    best, least = None, np.inf
+    for k in range(1, BUCKETS + 1):
+        for n in range(1, places + 1):
+            made = [
+                _group(config, length, layer, first, members, width, n, **limits)
+                for width, members in _by_width(length, length - first, k)
+            ]
+            cost = sum(cost for _, cost in made)
+            if cost < GAIN * least:
+                best, least = tuple(group for group, _ in made), cost
+    assert best is not None
+    return best
+
+
+def _by_width(length: int, held: np.ndarray, k: int) -> list[tuple[int, np.ndarray]]:
+    """At most k widths, and the experiments that go into lanes of each."""
+    found = widths(length, int(held.max(initial=1)), k, len(held))
+    widest = found[np.searchsorted(found, held)]
+    return [(int(w), np.flatnonzero(widest == w)) for w in np.unique(widest)]
+
+
+def _group(
+    config: Config, length: int, layer: np.ndarray, first: np.ndarray, experiments: np.ndarray,
+    width: int, places: int, *, batch: int, chunk: int | None, room: int, ways: int,
+) -> tuple[Group, float]:  # fmt: skip
+    """Experiments in lanes of one width, and what they cost in rows.
+
+    room: how many columns (of all prompts) fit the memory of a device.
+    """
+    held = length - first[experiments]
+    lanes_of = pack(held, layer[experiments], width, places)
+    members = np.where(lanes_of < 0, NONE, experiments[lanes_of])
+    begins = np.where(members == NONE, length, first[members])
+    starts = layer[members[:, 0]]
+    if places == 1:  # alone, an experiment fills its lane
+        begins = np.full_like(begins, length - width)
+    prefix = length - 1 if places > 1 else length - width
+    active = np.searchsorted(starts, np.arange(config.n_layers), side="right")
+    lanes, cost = best_lanes(active, batch * width, ways)
+    block = block_cost(config)
+    pairs = (prefix + width) * block.pair / block.position
+    most = LADDER[np.searchsorted(LADDER, len(members))]
+    asked = most if chunk is None else max(1, chunk // places)
+    limit = min(max(1, room // width) * ways, asked, most)
+    capacity = -(-limit // (lanes * ways)) * lanes * ways
+    group = Group(members, begins, starts, width, prefix, lanes, int(capacity), ways)
+    return group, cost * (1 + pairs)

@@ -23,7 +23,8 @@ from small_models import (
 from jaxinterp.interventions import Shared, product, replace, zero
 from jaxinterp.metrics import log_prob, logit_diff
 from jaxinterp.model import SITES, compiled, forward
-from jaxinterp.sweep import run, steps, sweep
+from jaxinterp.sweep import base as observing
+from jaxinterp.sweep import plan, run, schedule, steps, sweep, walk
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
@@ -44,7 +45,7 @@ def compiler(request):
 
 @pytest.mark.usefixtures("compiler")
 def test_chunk_size_changes_no_bit(monkeypatch):
-    monkeypatch.setattr(steps, "ROWS", (16, 16))  # few lanes, so that chunks can be small
+    monkeypatch.setattr(steps, "ROWS", 16)  # few lanes, so that chunks can be small
     model, grid = small_model("gemma2"), residual_grid("gemma2", positions=(3, 4))
     whole = sweep(model, PROMPTS, grid, DIFF)
     for options, calls in (
@@ -64,7 +65,7 @@ def test_out_of_memory_goes_on_with_smaller_chunks(room, monkeypatch):
     whole, done, original = sweep(model, PROMPTS, grid, DIFF), [], run.run_chunk
 
     def crowded(*args, **options):
-        if len(args[5]) > room:  # starts: one per experiment
+        if len(args[5]) > room:  # starts: one per lane
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating")
         return original(*args, **options)
 
@@ -192,14 +193,15 @@ def test_nan_in_one_experiment_stays_there():
 
 
 def cache_size():
-    return run.run_chunk.compiled._cache_size(), run.observe.compiled._cache_size()
+    return walk.run_chunk.compiled._cache_size(), observing.observe.compiled._cache_size()
 
 
-def test_one_program_per_position_bucket_and_no_more(monkeypatch):
-    monkeypatch.setattr(steps, "STEP", 0)  # as if the grid were large: four buckets
+def test_one_program_per_grid_and_no_more(monkeypatch):
     chex.clear_trace_counter()
-    counted = chex.assert_max_traces(run.run_chunk.__wrapped__, n=4)
-    monkeypatch.setattr(run, "run_chunk", compiled.jit(counted, static=("suffix", "lanes")))
+    counted = chex.assert_max_traces(run.run_chunk.__wrapped__, n=1)
+    monkeypatch.setattr(
+        run, "run_chunk", compiled.jit(counted, static=("width", "prefix", "lanes"))
+    )
     model, rng = small_model("llama"), np.random.default_rng(0)
     values = forward(model, OTHER, record=["attn_out"]).activations["attn_out"]
     cells = product(layer=range(3), position=range(7))
@@ -211,7 +213,7 @@ def test_one_program_per_position_bucket_and_no_more(monkeypatch):
     grid = replace("attn_out", Shared(values * 2 + 1), **shuffled)
     sweep(model, OTHER, grid, logit_diff([1, 2], [3, 5]))
     assert cache_size()[1] == observed
-    with pytest.raises(AssertionError, match="traced"):  # the four were used: this is a fifth
+    with pytest.raises(AssertionError, match="traced"):
         sweep(model, PROMPTS[:1], zero("attn_out", layer=np.arange(3)), logit_diff([1], [3]))
 
 
@@ -230,27 +232,72 @@ def test_another_layer_position_or_head_compiles_nothing():
     assert all((other != first).any() for other in others)
 
 
-@hypothesis.given(length=st.integers(1, 300), part=st.floats(0, 1), k=st.integers(1, 4))
-def test_buckets_hold_every_suffix_and_are_at_most_four(length, part, k):
+@hypothesis.given(length=st.integers(1, 300), part=st.floats(0, 1), k=st.integers(1, 4),
+                  n=st.sampled_from([1, 1000]))  # fmt: skip
+def test_widths_hold_every_suffix_and_are_at_most_four(length, part, k, n):
     longest = max(1, round(part * length))
-    buckets = steps.suffix_buckets(length, longest, k)
-    assert 1 <= len(buckets) <= k
-    assert (np.diff(buckets) > 0).all()
-    assert buckets[0] >= 1
-    assert longest <= buckets[-1] <= length
-    if k > 1 and length <= 16:
-        assert buckets[-1] == longest
+    widths = steps.widths(length, longest, k, n)
+    assert 1 <= len(widths) <= k
+    assert (np.diff(widths) > 0).all()
+    assert widths[0] >= 1
+    assert longest <= widths[-1] <= length
+    if n > steps.SMALL and length <= 16:
+        assert widths[-1] == longest
 
 
-def test_prompts_of_one_shape_share_a_ladder_of_suffixes():
-    found = [steps.suffix_buckets(128, n, 4) for n in range(1, 129)]
+def test_prompts_of_one_shape_share_a_ladder_of_widths():
+    found = [steps.widths(128, n, 4, 1000) for n in range(1, 129)]
     assert len(np.unique(np.concatenate(found))) == 16
 
 
-def test_larger_sweeps_take_more_lengths_and_larger_steps():
-    rows = 2 ** np.arange(24)
-    k, step = np.array([steps.shape_of_steps(int(n)) for n in rows]).T
-    assert (np.diff(k) >= 0).all()
-    assert (k[0], k[-1]) == (1, 4)
-    assert step[0] == steps.ROWS[0]
-    assert step[-1] == steps.ROWS[1]
+@hypothesis.given(cells=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1),
+                  places=st.integers(1, 2))  # fmt: skip
+def test_every_experiment_has_one_place_in_a_lane_of_its_layer(cells, places):
+    held, starts = np.array(cells).T
+    lanes = steps.pack(held, starts, 9, places)
+    real = lanes >= 0
+    assert sorted(lanes[real].tolist()) == list(range(len(cells)))
+    assert real[:, 0].all()
+    assert (np.where(real, held[lanes], 0).sum(-1) <= 9).all()
+    assert (starts[lanes] == starts[lanes[:, :1]])[real].all()
+    assert (np.diff(starts[lanes[:, 0]]) >= 0).all()
+
+
+def test_a_whole_grid_of_positions_fills_its_lanes():
+    cells = product(layer=range(5), position=range(12))
+    lanes = steps.pack(12 - cells["position"], cells["layer"], 12, 2)
+    held = np.where(lanes < 0, 0, 12 - cells["position"][lanes]).sum(-1)
+    assert len(lanes) == 5 * 7
+    assert (held == 12).sum() == 5 * 6  # and one lane a layer is half full
+
+
+@hypothesis.given(active=st.lists(st.integers(0, 400), min_size=1, max_size=12),
+                  rows=st.integers(1, 600))  # fmt: skip
+def test_steps_hold_all_lanes_and_stay_small(active, rows):
+    lanes, cost = steps.best_lanes(np.sort(active), rows)
+    assert lanes == 1 or lanes * rows <= steps.ROWS
+    full, half = steps.steps_of(np.array(active), lanes)
+    assert (full * lanes + half * (lanes // 2) >= active).all()
+    assert cost >= rows * sum(active)
+
+
+def test_experiments_that_share_a_lane_are_blind_to_each_other(monkeypatch):
+    """NaN in one member of every pair leaves the other as it is when alone."""
+    model, values = small_model("llama"), donor("llama")["attn_out"]
+    cells = product(layer=range(3), position=range(7))
+    grid = replace("attn_out", Shared(values), **cells)
+    (group,) = plan(model, PROMPTS, grid, DIFF).groups
+    assert group.members.shape[1] == 2
+    first, second = group.members[(group.members >= 0).all(-1)].T
+    assert len(second) == 9
+    together = sweep(model, PROMPTS, grid, DIFF)
+    for spoilt, kept in ((first, second), (second, first)):
+        each = np.asarray(values)[cells["layer"]]
+        each[spoilt] = np.nan
+        found = sweep(model, PROMPTS, replace("attn_out", each, **cells), DIFF)
+        np.testing.assert_allclose(found[kept], together[kept], rtol=1e-5, atol=1e-6)
+        felt = (cells["layer"] < 2) | (cells["position"] == 6)  # the last layer is read at the end
+        np.testing.assert_array_equal(np.isnan(found[spoilt]).all(-1), felt[spoilt])
+    monkeypatch.setattr(schedule, "PLACES", 1)
+    alone = sweep(model, PROMPTS, grid, DIFF)
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)

@@ -54,18 +54,25 @@ def test_a_mesh_of_other_axes_is_refused():
 
 
 @pytest.mark.parametrize(("n", "lanes", "ways", "capacity"), [(10, 2, 4, 16), (3, 1, 2, 2)])
-def test_chunks_deal_experiments_evenly(n, lanes, ways, capacity):
+def test_chunks_deal_lanes_evenly(n, lanes, ways, capacity):
     rng = np.random.default_rng(0)
     starts = np.sort(rng.integers(0, 9, n))
-    group = groups.Group(rng.permutation(n), starts, 5, lanes, capacity, ways)
-    seen = []
+    members = rng.permutation(2 * n).reshape(n, 2)
+    members[::3, 1] = groups.NONE
+    first = rng.integers(0, 5, (n, 2))
+    group = groups.Group(members, first, starts, 5, 4, lanes, capacity, ways)
+    out = np.full((2 * n, 1), -1)
     for chunk in group.chunks():
-        assert chunk.experiments.shape == (capacity,)
-        np.testing.assert_array_equal(chunk.experiments[chunk.rows], chunk.members)
-        per_device = chunk.experiments.reshape(ways, -1)
-        own = starts[np.argsort(group.experiments)][per_device]  # where each would set off
-        assert (chunk.starts[None] <= own).all()
+        assert chunk.experiments.shape == (capacity * 2,)
+        held = chunk.experiments.reshape(capacity, 2)
+        np.testing.assert_array_equal(held[chunk.rows, 0], chunk.members[:, 0])
+        order = np.argsort(members[:, 0])
+        lane = order[np.searchsorted(members[order, 0], held[:, 0])]
+        np.testing.assert_array_equal(chunk.first, first[lane])
+        own = starts[lane].reshape(ways, -1)  # where each would set off
         assert (chunk.starts == own.min(0)).all()
         assert chunk.count == -(-len(chunk.members) // ways)
-        seen += chunk.members.tolist()
-    assert seen == group.experiments.tolist()
+        chunk.put(held[:, :, None], out)  # as if an experiment's value were its number
+    real = np.sort(members[members != groups.NONE])
+    np.testing.assert_array_equal(out[real, 0], real)
+    assert (np.delete(out, real) == -1).all()

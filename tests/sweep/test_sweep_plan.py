@@ -13,7 +13,7 @@ from small_models import CONFIGS, DIFF, PROMPTS, donor, small_model
 
 import jaxinterp as ji
 from jaxinterp.model import as_tokens
-from jaxinterp.sweep import run, steps
+from jaxinterp.sweep import run, schedule, steps, walk
 from jaxinterp.sweep.flops import head_bound, residual_bound
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
@@ -39,13 +39,15 @@ class Counter:
         return self.original(config, equation, *operands)
 
 
+@pytest.mark.parametrize("places", [1, 2])
 @pytest.mark.parametrize("name", ["llama", "neox", "gpt2", "attention_only"])
-def test_the_plan_counts_what_runs(name, monkeypatch):
-    monkeypatch.setattr(steps, "STEP", 0)  # four suffixes, several steps
-    monkeypatch.setattr(steps, "ROWS", (8, 8))
+def test_the_plan_counts_what_runs(name, places, monkeypatch):
+    monkeypatch.setattr(steps, "STEP", 0)  # several steps
+    monkeypatch.setattr(steps, "ROWS", 16)
+    monkeypatch.setattr(schedule, "PLACES", places)
     model, grid = small_model(name), residual_grid(name)
     planned = ji.plan(model, PROMPTS, grid, DIFF)
-    assert len(planned.groups) == 4
+    assert {group.members.shape[1] for group in planned.groups} == {places}
     base, _ = run.observe(model, as_tokens(PROMPTS), DIFF)
     rooms = [importlib.import_module(f"jaxinterp.model.{room}") for room in ("block", "forward")]
     counter, vmap = Counter(rooms[0].einsum), jax.vmap
@@ -61,7 +63,7 @@ def test_the_plan_counts_what_runs(name, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(run.jax, "vmap", counting)
+    monkeypatch.setattr(walk.jax, "vmap", counting)
     for room in rooms:
         monkeypatch.setattr(room, "einsum", counter)
     with jax.disable_jit():
