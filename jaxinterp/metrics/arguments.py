@@ -12,14 +12,17 @@ Position = Any | Literal["all"]
 
 
 def as_array(values: Any) -> Any:
+    """A JAX array as it is, anything else as a NumPy array."""
     return values if isinstance(values, jax.Array) else np.asarray(values)
 
 
 def is_numpy(*arrays: Any) -> bool:
+    """Whether none of them is a JAX array."""
     return not any(isinstance(a, jax.Array) for a in arrays)
 
 
 def is_concrete(*arrays: Any) -> bool:
+    """Whether none of them is being traced."""
     return not any(isinstance(a, jax.core.Tracer) for a in arrays)
 
 

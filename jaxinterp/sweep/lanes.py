@@ -32,7 +32,8 @@ class Together(struct.PyTreeNode):
         axis = at.axes.index("position")
         shape = [*value.shape[:1], *[1] * (value.ndim - 1)]
         shape[axis] = value.shape[axis]
-        owner, out = at.frame.owner.reshape(shape), value  # type: ignore[union-attr]
+        assert at.frame.owner is not None
+        owner, out = at.frame.owner.reshape(shape), value
         for number, interventions in enumerate(self.members):
             out = jnp.where(owner == number, apply(interventions, value, at), out)
         return out
