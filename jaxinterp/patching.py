@@ -19,7 +19,8 @@ from jaxinterp.model import SITES, Model, Tokens, as_tokens
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import parse
 from jaxinterp.results import Parts, claim, fingerprint, weights_digest
-from jaxinterp.sweep import Ledger, observe, sweep
+from jaxinterp.sweep import Ledger, sweep
+from jaxinterp.sweep.base import observe_twins
 from jaxinterp.sweep.devices import checked, place_model, place_tokens, to_host
 from jaxinterp.sweep.schedule import MEMORY
 
@@ -154,14 +155,13 @@ def _patch_batch(
     if mesh is not None:
         clean, corrupted = (place_tokens(checked(mesh), t) for t in (clean, corrupted))
     base, donor = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
-    donor_run, recorded = observe(model, donor, metric, record=(site,))
-    base_run, _ = observe(model, base, metric)
+    base_run, donated, recorded = observe_twins(model, base, donor, metric, record=(site,))
     grid = replace(site, Shared(recorded[site]), **where)
     values = sweep(
         model, base, grid, metric, base=base_run, memory=memory, mesh=mesh, ledger=ledger
     )
-    runs = (donor_run, base_run) if direction == "denoise" else (base_run, donor_run)
-    return np.concatenate([values, np.stack([to_host(run.metric) for run in runs])])
+    ends = [to_host(donated), to_host(base_run.metric)]  # clean first
+    return np.concatenate([values, ends if direction == "denoise" else ends[::-1]])
 
 
 def felt_cells(model: Model, cells: Cells, clean: Tokens, corrupted: Tokens) -> np.ndarray:
@@ -202,3 +202,5 @@ def check_pair(model: Model, clean: Tokens, corrupted: Tokens) -> None:
         )
     if (np.asarray(clean.positions) != np.asarray(corrupted.positions)).any():
         raise ValueError("Clean and corrupted prompts are padded on different sides.")
+    if (clean.types is None) != (corrupted.types is None):
+        raise ValueError("Only one of clean and corrupted has token types: give both or neither.")

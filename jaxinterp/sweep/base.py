@@ -41,17 +41,48 @@ def observe(
     model: Model, tokens: Tokens, metric: Metric, record: tuple[str, ...] = ()
 ) -> tuple[Base, dict[str, jax.Array]]:
     """Run the model once: the base of a sweep, and recorded activations as in `forward`."""
+    return _observe(model, tokens, metric, record, slice(None), slice(None))
+
+
+@functools.partial(jit, static=("record",))
+def observe_twins(
+    model: Model, tokens: Tokens, donors: Tokens, metric: Metric, record: tuple[str, ...]
+) -> tuple[Base, jax.Array, dict[str, jax.Array]]:
+    """`observe` for two batches of equal shape, each layer's weights read once for both.
+
+    Returns the base of ``tokens``, and of ``donors`` the metric [B] and the records.
+    """
+
+    def alternate(a: jax.Array, b: jax.Array) -> jax.Array:  # keeps how prompts are sharded
+        return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+    def twice(leaf: jax.Array) -> jax.Array:
+        return leaf if leaf.shape[0] == 1 else jnp.repeat(leaf, 2, axis=0)
+
+    both = jax.tree.map(alternate, tokens, donors)
+    first, second = slice(0, None, 2), slice(1, None, 2)
+    base, records = _observe(model, both, jax.tree.map(twice, metric), record, first, second)
+    return base.replace(metric=base.metric[first]), base.metric[second], records
+
+
+def _observe(
+    model: Model, tokens: Tokens, metric: Metric, record: tuple[str, ...], base: slice, kept: slice
+) -> tuple[Base, dict[str, jax.Array]]:
+    """One pass. ``base`` and ``kept``: the rows whose streams, and whose records, are returned."""
     context, frame = make_context(model, tokens), Frame(tokens.positions)
     x, first = embed(model, tokens, record=record)
 
     def run(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
         tap = Tap(model.config, (), record, context.sources, layer.index)
         y, kv = block(model.config, layer, x, context, tap, frame)
-        return y, (x, kv, tap.recorded)
+        return y, (jax.tree.map(lambda a: a[base], (x, kv)), rows(tap.recorded))
 
-    x, (resid_pre, kv, middle) = jax.lax.scan(run, x, layers_of(model))
+    def rows(records: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {site: value[kept] for site, value in records.items()}
+
+    x, ((resid_pre, kv), middle) = jax.lax.scan(run, x, layers_of(model))
     columns = read_columns(tokens, metric)
     read = jnp.take_along_axis(x, columns[:, :, None], axis=1)
     value = read_out(model, read, tokens, metric, frame.read(columns))
     last = unembed(model, x, frame, record=record)[1] if record else {}
-    return Base(resid_pre, kv, value), {**first, **middle, **last}
+    return Base(resid_pre, kv, value), {**rows(first), **middle, **rows(last)}
