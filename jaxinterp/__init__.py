@@ -5,7 +5,20 @@
 >>> out = ji.forward(model, tokenizer("Hello"), record=("z",))      # doctest: +SKIP
 """
 
-from jaxinterp import metrics, nnx, results, tasks
+from jaxinterp import (
+    attribution,
+    circuits,
+    comparison,
+    handbuilt,
+    metrics,
+    nnx,
+    results,
+    stats,
+    tasks,
+)
+from jaxinterp.ablation import ablate
+from jaxinterp.attribution import attribute
+from jaxinterp.comparison import compare
 from jaxinterp.generation import Generated, generate
 from jaxinterp.interventions import (
     Edit,
@@ -19,6 +32,7 @@ from jaxinterp.interventions import (
     zero,
 )  # fmt: skip
 from jaxinterp.loading import LoadError, fetch, load, models, save
+from jaxinterp.means import mean_activations
 from jaxinterp.metrics import (
     Metric,
     accuracy,
@@ -57,22 +71,91 @@ from jaxinterp.model.transforms import (
     fold_norm,
     fold_value_biases,
 )  # fmt: skip
+from jaxinterp.pairs import patch_pairs
 from jaxinterp.patching import patch
 from jaxinterp.results import share
 from jaxinterp.streaming import batches_of, patch_stream
 from jaxinterp.sweep import Ledger, Plan, observe, plan, sweep, sweep_plain
 from jaxinterp.tasks import Task
 from jaxinterp.tokens import Tokenizer
+from jaxinterp.tracing import trace_causes
 from jaxinterp.version import __version__
 
 __all__ = [
-    "SITES", "At", "Config", "Edit", "Frame", "Generated", "Intervention", "Ledger",
-    "LoadError", "Metric", "Model", "Output", "Plan", "Rotary", "Shared", "Site", "Task",
-    "Tokenizer", "Tokens", "Where", "__version__", "accuracy", "add", "batches_of",
-    "center_unembed", "center_writing_weights", "cross_entropy", "embed", "evaluate", "fetch",
-    "fold_norm", "fold_value_biases", "forward", "generate", "init", "kl", "load", "log_prob",
-    "logit", "logit_diff", "metric", "metrics", "models", "nnx", "normalized", "observe",
-    "patch", "patch_stream", "plan", "prob", "product", "project_out", "rank", "replace",
-    "results", "run_layers", "save", "scale", "shapes", "share", "sweep", "sweep_plain",
-    "tasks", "unembed", "zero",
+    "SITES",
+    "At",
+    "Config",
+    "Edit",
+    "Frame",
+    "Generated",
+    "Intervention",
+    "Ledger",
+    "LoadError",
+    "Metric",
+    "Model",
+    "Output",
+    "Plan",
+    "Rotary",
+    "Shared",
+    "Site",
+    "Task",
+    "Tokenizer",
+    "Tokens",
+    "Where",
+    "__version__",
+    "ablate",
+    "accuracy",
+    "add",
+    "attribute",
+    "attribution",
+    "batches_of",
+    "center_unembed",
+    "center_writing_weights",
+    "circuits",
+    "compare",
+    "comparison",
+    "cross_entropy",
+    "embed",
+    "evaluate",
+    "fetch",
+    "fold_norm",
+    "fold_value_biases",
+    "forward",
+    "generate",
+    "handbuilt",
+    "init",
+    "kl",
+    "load",
+    "log_prob",
+    "logit",
+    "logit_diff",
+    "mean_activations",
+    "metric",
+    "metrics",
+    "models",
+    "nnx",
+    "normalized",
+    "observe",
+    "patch",
+    "patch_pairs",
+    "patch_stream",
+    "plan",
+    "prob",
+    "product",
+    "project_out",
+    "rank",
+    "replace",
+    "results",
+    "run_layers",
+    "save",
+    "scale",
+    "shapes",
+    "share",
+    "stats",
+    "sweep",
+    "sweep_plain",
+    "tasks",
+    "trace_causes",
+    "unembed",
+    "zero",
 ]  # fmt: skip

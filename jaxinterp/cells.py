@@ -37,6 +37,11 @@ class Cells:
     def __len__(self) -> int:
         return int(np.prod(self.shape))
 
+    def along(self, axis: str) -> np.ndarray:
+        """Which entry of ``labels[axis]`` each cell stands at: [E]."""
+        place = list(self.labels).index(axis)
+        return np.indices(self.shape)[place].reshape(-1)
+
     def indices(self, keep: np.ndarray, rows: np.ndarray) -> dict[str, np.ndarray]:
         """``where`` of some of the cells (bool [E]), for some of the prompts."""
         kept = {axis: index[keep] for axis, index in self.where.items()}
@@ -142,14 +147,19 @@ def _neuron_blocks(block: int, size: int) -> tuple[list[Any], np.ndarray]:
 
 
 def coordinates(
-    cells: Cells, clean: Tokens, corrupted: Tokens, tokenizer: Any, names: Sequence[str] | None
+    cells: Cells,
+    clean: Tokens,
+    corrupted: Tokens | None,
+    tokenizer: Any,
+    names: Sequence[str] | None,
 ) -> dict[str, Any]:
     """The labels of a result's dims, and texts beside them where there is a tokenizer."""
     coords: dict[str, Any] = {k: (k, v) for k, v in cells.labels.items()}
     coords["prompt"] = ("prompt", np.arange(len(clean)))
     if tokenizer is not None:
         coords["clean_text"] = ("prompt", _texts(tokenizer, clean))
-        coords["corrupted_text"] = ("prompt", _texts(tokenizer, corrupted))
+        if corrupted is not None:
+            coords["corrupted_text"] = ("prompt", _texts(tokenizer, corrupted))
         texts = _column_tokens(tokenizer, clean, names)
         for axis in {"position", "source"} & cells.where.keys():
             if cells.where[axis].ndim == 1:
@@ -158,14 +168,25 @@ def coordinates(
 
 
 def label(
-    cells: Cells, values: np.ndarray, name: str, coords: dict[str, Any], attrs: dict[str, Any]
+    cells: Cells,
+    values: np.ndarray,
+    name: str,
+    coords: dict[str, Any],
+    attrs: dict[str, Any],
+    baselines: Mapping[str, np.ndarray],
+    *,
+    extra: tuple[str, ...] = (),
 ) -> xr.DataArray:
-    """The labelled result of a sweep; values [E + 2, B] end with the clean and corrupted runs."""
+    """The labelled result of a sweep; values [E ... B], ``extra`` naming what is between.
+
+    baselines: the metric without the cells' interventions, by name: [B], or [... B] in full.
+    """
     import xarray as xr
 
-    coords = {**coords, "clean": ("prompt", values[-2]), "corrupted": ("prompt", values[-1])}
-    shaped = values[:-2].reshape(*cells.shape, -1)
-    return xr.DataArray(shaped, coords, (*cells.labels, "prompt"), name, attrs)
+    for run, value in baselines.items():
+        coords = {**coords, run: ((*extra, "prompt")[-value.ndim :], value)}
+    shaped = values.reshape(*cells.shape, *values.shape[1:])
+    return xr.DataArray(shaped, coords, (*cells.labels, *extra, "prompt"), name, attrs)
 
 
 def _texts(tokenizer: Any, tokens: Tokens) -> list[str]:

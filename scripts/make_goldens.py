@@ -334,7 +334,7 @@ def make_real(out: Path, name: str, model: Any, tokenizer: Any, detail: int) -> 
         ids = tokenizer(text)["input_ids"][: 512 if name == "minilm" else None]
         places = np.linspace(0, len(ids) - 1, detail).round().astype(int).tolist()
         found.update(summary(model, ids, key, places if key == "short" else []))
-        if (name, key) == ("smollm2", "scripts"):
+        if name == "smollm2":
             found.update(in_float64(model, ids, f"{key}64"))
         if name == "minilm":
             states = run(model, input_ids=torch.tensor([ids]))["hidden_states"]

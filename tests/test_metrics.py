@@ -59,6 +59,9 @@ def oracle(kind, logits, sets, wrong=None):
                 "logit_diff": lambda row=row: (
                     np.mean([row[i] for i in sets]) - np.mean([row[i] for i in wrong])
                 ),
+                "prob_diff": lambda probs=probs: (
+                    sum(probs[i] for i in sets) - sum(probs[i] for i in wrong)
+                ),
                 "prob": lambda probs=probs: sum(probs[i] for i in sets),
                 "log_prob": lambda probs=probs: np.log(sum(probs[i] for i in sets)),
                 "rank": lambda row=row: sum(v > max(row[i] for i in sets) for v in row),
@@ -68,12 +71,13 @@ def oracle(kind, logits, sets, wrong=None):
     return np.mean(out)
 
 
-KINDS = ["logit", "prob", "log_prob", "rank", "accuracy", "logit_diff"]
+DIFFERENCES = ["logit_diff", "prob_diff"]
+KINDS = ["logit", "prob", "log_prob", "rank", "accuracy", *DIFFERENCES]
 
 
 def make(kind, answer, wrong=WRONG, position=None):
-    if kind == "logit_diff":
-        return metrics.logit_diff(answer, wrong, position)
+    if kind in DIFFERENCES:
+        return getattr(metrics, kind)(answer, wrong, position)
     return getattr(metrics, kind)(answer, position)
 
 
@@ -118,6 +122,20 @@ def test_restricted_vocabulary_equals_all_of_it(model, kind, answer):
     np.testing.assert_allclose(metric(read, tokens), metric(few, tokens), rtol=1e-6)
     np.testing.assert_allclose(
         metrics.evaluate(metric, model, tokens), metric(read, tokens), atol=1e-5
+    )
+
+
+def test_prob_diff_of_sets_of_unequal_size(model):
+    tokens, later, earlier = batch("right"), [[3, 7], [5], [1, 2, 11]], [[0], [4, 6, 8], [10, 20]]
+    probs = np.exp(log_softmax(forward(model, tokens).logits))
+    last = probs[np.arange(B), tokens.columns(tokens.lengths - 1)]
+    expected = [p[a].sum() - p[b].sum() for p, a, b in zip(last, later, earlier, strict=True)]
+    got = metrics.evaluate(metrics.prob_diff(later, earlier), model, tokens)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    rest = [[i for i in range(V) if i not in own] for own in later]
+    whole = metrics.evaluate(metrics.prob_diff(later, rest), model, tokens)
+    np.testing.assert_allclose(
+        whole, 2 * np.array([p[a].sum() for p, a in zip(last, later, strict=True)]) - 1, rtol=1e-5
     )
 
 
@@ -231,7 +249,7 @@ def test_transforms(model, kind):
 
 def test_no_two_kinds_look_alike_to_jit(model):
     """JAX takes dataclasses of different classes for one structure: see `model.compiled`."""
-    made = [make(kind, ANSWER) for kind in KINDS if kind != "logit_diff"]
+    made = [make(kind, ANSWER) for kind in KINDS]
     structures = [jax.tree.structure(metric) for metric in made]
     assert sum(a == b for a in structures for b in structures) == len(made)
 

@@ -1,16 +1,19 @@
-"""The commands: each is thin over the library."""
+"""The commands about nodes: each is thin over the library."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-import sys
-import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
+
+from jaxinterp.cli.job import Job, Setting, bar, pictures
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+OfJob = Annotated[Job, tyro.conf.arg(name="")]
 
 # How each site is swept unless --over says otherwise.
 OVER = {
@@ -25,91 +28,114 @@ OVER = {
 
 
 def patch(
-    model: str = "smollm2-135m-instruct",
-    task: str = "ioi",
+    job: OfJob = Job(),  # noqa: B008
     site: tuple[str, ...] = ("resid_pre", "z"),
     over: tuple[str, ...] = (),
-    n: int = 32,
-    seed: int = 0,
-    corruption: str = "swap_subject",
     direction: Literal["denoise", "noise"] = "denoise",
     at: Literal["positions", "roles"] = "positions",
-    batch: int = 8,
-    out: Path = Path("runs/patch"),
 ) -> None:
     """Sweep exact activation patching over a task and write results, pictures and a report.
 
     Interrupted runs resume when the same command is given again.
 
     Args:
-        model: A built-in name, hub id, local folder, .gguf file or checkpoint.
-        task: The task's name.
+        job: The prompts, the model, and where results go.
         site: The sites to patch.
         over: The axes to sweep, for every site; by default what suits the site.
-        n: Number of prompts.
-        seed: Seed of the prompts.
-        corruption: How the corrupted prompts differ.
         direction: Denoise: clean values into the corrupted run; noise: the reverse.
         at: Sweep absolute positions, or the task's named roles.
-        batch: Prompts per program call.
-        out: Output folder.
     """
-    from jaxinterp import cells, loading, patching, report, results, tasks
-    from jaxinterp.files import writable_folder
-    from jaxinterp.model import sites as sites_of
+    from jaxinterp import patching
 
-    if batch < 1 or n < 1:
-        raise ValueError(f"--n {n} --batch {batch}: both must be at least 1.")
-    if seed < 0:
-        raise ValueError(f"--seed {seed}: a seed is 0 or more.")
-    if not site:
-        raise ValueError("--site names no site: give at least one, such as resid_pre.")
-    parsed = {name: sites_of.parse(name) for name in site}
-    started = time.perf_counter()
-    writable_folder(out)
-    _say(f"Loading {model}")
-    net, tokenizer = loading.load(model)
-    if tokenizer is None:
-        raise ValueError(f"{model} has no tokenizer: a task needs one to make its prompts.")
-    job = tasks.make(task, tokenizer, n=n, seed=seed, corruption=corruption)
-    ability = tasks.check(net, job)
-    _say(f"{job.name}: {_describe(ability)}")
-
-    positions = job.roles if at == "roles" else None
-    axes, experiments = {}, 0
-    for name, (own, layer) in parsed.items():
-        axes[name] = over or OVER.get(own, ("layer", "position"))
-        if layer is not None and "layer" not in axes[name]:  # else it would be patched in all
-            axes[name] = ("layer", *axes[name])
-        layers = None if layer is None else [layer]
-        grid = cells.make_cells(net, own, axes[name], job.clean, layers=layers, positions=positions)
-        experiments += len(grid) * len(job)
-    parts, found = out / ".parts", {}
-    with _bar(experiments, "experiments") as bar:
-        for name in parsed:
-            bar.set_description(name)
+    setting, axes, total = _sites(job, "patch", site, over, at)
+    found = {}
+    with bar(total, "experiments") as progress:
+        for name in axes:
+            progress.set_description(name)
             found[name] = patching.patch(
-                net, clean=job.clean, corrupted=job.corrupted, metric=job.metric, site=name,
-                over=axes[name], direction=direction, positions=positions, tokenizer=tokenizer,
-                names=job.labels() if job.equal_length else None, batch=batch,
-                record={"task": job.record(), "ability": ability}, parts=str(parts),
-                on_done=bar.update,
+                setting.model, **setting.twins, site=name, over=axes[name], direction=direction,
+                **_labels(setting, at), on_done=progress.update,
             )  # fmt: skip
-    written = [results.save(result, out / f"{name}.nc") for name, result in found.items()]
-    for result in found.values():
-        print(report.summary_table(result))
-        print()
-    title = f"{job.name}: activation patching of {net.name}"
-    written.append(report.write_report(found, out / "report.html", title=title))
-    if importlib.util.find_spec("matplotlib"):
-        for name, result in found.items():
-            report.heatmap(result, out / f"{name}.png")
-            written.append(out / f"{name}.png")
-    else:
-        _say("No pictures: they need matplotlib (pip install 'jaxinterp[report]').")
-    shutil.rmtree(parts, ignore_errors=True)
-    _say(f"Wrote {', '.join(path.name for path in written)} to {out}")
-    _say(f"Done in {time.perf_counter() - started:.0f} s")
+    _report(setting, found, "activation patching")
+
+
+def ablate(
+    job: OfJob = Job(),  # noqa: B008
+    site: tuple[str, ...] = ("z", "mlp_out"),
+    over: tuple[str, ...] = (),
+    value: Literal["zero", "mean", "resample"] = "mean",
+    at: Literal["positions", "roles"] = "positions",
+) -> None:
+    """Sweep exact ablation over a task's clean prompts and write results and pictures.
+
+    Args:
+        job: The prompts, the model, and where results go.
+        site: The sites to ablate.
+        over: The axes to sweep, for every site; by default what suits the site.
+        value: What is put in place: zero, the prompts' mean, or another prompt's value.
+        at: Sweep absolute positions, or the task's named roles.
+    """
+    from jaxinterp import ablation
+
+    setting, axes, total = _sites(job, "ablate", site, over, at)
+    found = {}
+    with bar(total, "experiments") as progress:
+        for name in axes:
+            progress.set_description(name)
+            found[name] = ablation.ablate(
+                setting.model, tokens=setting.task.clean, metric=setting.task.metric, site=name,
+                over=axes[name], value=value, seed=job.seed, **_labels(setting, at),
+                on_done=progress.update,
+            )  # fmt: skip
+    _report(setting, found, f"{value} ablation")
+
+
+def attribute(
+    job: OfJob = Job(),  # noqa: B008
+    site: tuple[str, ...] = ("resid_pre", "z"),
+    over: tuple[str, ...] = (),
+    method: tuple[str, ...] = ("atp", "ig"),
+    direction: Literal["denoise", "noise"] = "denoise",
+    exact: bool = True,
+) -> None:
+    """Estimate patching by gradients, beside the exact sweep unless --no-exact.
+
+    Args:
+        job: The prompts, the model, and where results go.
+        site: The sites to attribute to.
+        over: The axes to sweep, for every site; by default what suits the site.
+        method: The methods, such as atp, atp*, ig, relp.
+        direction: Denoise: clean values into the corrupted run; noise: the reverse.
+        exact: Patch exactly as well, and compare.
+    """
+    from jaxinterp import attribution, comparison, patching, report
+
+    setting, axes, total = _sites(job, "attribute", site, over, "positions")
+    found: dict[str, Any] = {}
+    written = []
+    with bar(total * (len(method) + exact), "experiments") as progress:
+        for name in axes:
+            options = {
+                **setting.twins, "site": name, "over": axes[name], "direction": direction,
+                "tokenizer": setting.tokenizer, "batch": setting.batch, "record": setting.record,
+                "on_done": progress.update,
+            }  # fmt: skip
+            guesses = {}
+            for kind in method:
+                progress.set_description(f"{name} {kind}")
+                guesses[kind] = attribution.attribute(setting.model, **options, method=kind)
+                found[f"{name}.{kind.replace('*', '_star')}"] = guesses[kind]
+            if exact:
+                progress.set_description(f"{name} exact")
+                true = patching.patch(setting.model, parts=setting.parts, **options)
+                found[f"{name}.exact"] = true
+                for kind, guess in guesses.items():
+                    print(f"{name} {kind}: {comparison.compare(true, guess)}")
+                if pictures():
+                    path = setting.out / f"{name}.scatter.png"
+                    report.scatter(true, guesses, path, f"{setting.task.name}: {name}")
+                    written.append(path)
+    _report(setting, found, "attribution", written)
 
 
 def models() -> None:
@@ -127,15 +153,53 @@ def fetch(name: Annotated[str, tyro.conf.Positional]) -> None:
     print(loading.fetch(name))
 
 
-def _describe(ability: dict[str, Any]) -> str:
-    return ", ".join(f"{k} {np.round(v, 3)}" for k, v in ability.items())
+def _sites(
+    job: Job, command: str, site: tuple[str, ...], over: tuple[str, ...], at: str
+) -> tuple[Setting, dict[str, tuple[str, ...]], int]:
+    """Start; the axes of each site's sweep; and how many experiments that is, times prompts."""
+    from jaxinterp import cells
+    from jaxinterp.model import sites as sites_of
+
+    if not site:
+        raise ValueError("--site names no site: give at least one, such as resid_pre.")
+    parsed = {name: sites_of.parse(name) for name in site}
+    setting = job.start(command)
+    tokens = setting.task.clean
+    positions = setting.task.roles if at == "roles" else None
+    axes, total = {}, 0
+    for name, (own, layer) in parsed.items():
+        axes[name] = over or OVER.get(own, ("layer", "position"))
+        if layer is not None and "layer" not in axes[name]:  # else it would be all layers
+            axes[name] = ("layer", *axes[name])
+        layers = None if layer is None else [layer]
+        grid = cells.make_cells(
+            setting.model, own, axes[name], tokens, layers=layers, positions=positions
+        )
+        total += len(grid) * len(tokens)
+    return setting, axes, total
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _labels(setting: Setting, at: str) -> dict[str, Any]:
+    """What the sweeps of a job share."""
+    task = setting.task
+    return {
+        "positions": task.roles if at == "roles" else None, "tokenizer": setting.tokenizer,
+        "names": task.labels() if task.equal_length else None, "batch": setting.batch,
+        "record": setting.record, "parts": setting.parts,
+    }  # fmt: skip
 
 
-def _bar(total: int, unit: str) -> Any:
-    from tqdm import tqdm
+def _report(
+    setting: Setting, found: Mapping[str, xr.DataArray], what: str, extra: list[Path] | None = None
+) -> None:
+    """Results, a page and pictures."""
+    from jaxinterp import report
 
-    return tqdm(total=total, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, smoothing=0.1)
+    written = setting.save(found)
+    title = f"{setting.task.name}: {what} of {setting.model.name}"
+    written.append(report.write_report(found, setting.out / "report.html", title=title))
+    if pictures():
+        for name, result in found.items():
+            report.heatmap(result, setting.out / f"{name}.png")
+            written.append(setting.out / f"{name}.png")
+    setting.finish([*written, *(extra or [])])

@@ -14,12 +14,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (2 for bad input)."""
     import tyro
 
-    from jaxinterp.cli import commands
+    from jaxinterp.cli import circuits, commands
 
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
                 "patch": commands.patch,
+                "ablate": commands.ablate,
+                "attribute": commands.attribute,
+                "edges": circuits.edges,
+                "paths": circuits.paths,
+                "discover": circuits.discover,
+                "evaluate": circuits.evaluate,
                 "models": commands.models,
                 "fetch": commands.fetch,
             },

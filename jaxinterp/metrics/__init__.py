@@ -23,11 +23,12 @@ from jaxinterp.metrics.kinds import (
     logit_diff,
     metric,
     prob,
+    prob_diff,
     rank,
 )  # fmt: skip
 
 __all__ = [
     "Metric", "accuracy", "check_metric", "cross_entropy", "evaluate", "kl", "log_prob", "logit",
-    "logit_diff", "metric", "normalized", "of_prompts", "prob", "rank", "read_columns",
-    "read_out",
+    "logit_diff", "metric", "normalized", "of_prompts", "prob", "prob_diff", "rank",
+    "read_columns", "read_out",
 ]  # fmt: skip

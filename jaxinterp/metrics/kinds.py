@@ -81,8 +81,7 @@ class _OfAnswer(AtPositions):
 
     def members(self, logits: jax.Array) -> jax.Array:
         """The answer's logits [B R n], -inf where a set is shorter."""
-        held = (self.answer >= 0)[:, None]
-        return jnp.where(held, _take(logits, self.answer.clip(0)), -jnp.inf)
+        return _members(logits, self.answer)
 
     def __call__(self, logits: jax.Array, tokens: Tokens) -> jax.Array:
         return self.average(self.score(wide(logits)), tokens)
@@ -109,6 +108,22 @@ class Prob(LogProb):
 
     def score(self, logits: jax.Array) -> jax.Array:
         return jnp.exp(super().score(logits))
+
+
+class ProbDiff(AtPositions):
+    """Probability of any of the correct tokens [B n] minus that of any of the wrong [B m]."""
+
+    correct: Any
+    wrong: Any
+
+    label: str = struct.field(pytree_node=False, default="prob_diff", kw_only=True)
+
+    unit, sets = "probability", ("correct", "wrong")
+
+    def __call__(self, logits: jax.Array, tokens: Tokens) -> jax.Array:
+        log_probs = jax.nn.log_softmax(wide(logits))
+        right, wrong = (_members(log_probs, ids) for ids in (self.correct, self.wrong))
+        return self.average(jnp.exp(right).sum(-1) - jnp.exp(wrong).sum(-1), tokens)
 
 
 class Rank(_OfAnswer):
@@ -240,6 +255,15 @@ def prob(answer: Any, position: Position = None) -> Prob:
     return Prob(token_ids(answer, "answer"), **place(position))
 
 
+def prob_diff(correct: Any, wrong: Any, position: Position = None) -> ProbDiff:
+    """Probability of ``correct`` minus that of ``wrong`` (sets: of any of their tokens).
+
+    Between -1 and 1. For answers that are a range of tokens, as in greater-than (Hanna et al.
+    2023, arXiv:2305.00586), where a mean of logits would weigh unlikely tokens like likely ones.
+    """
+    return ProbDiff(token_ids(correct, "correct"), token_ids(wrong, "wrong"), **place(position))
+
+
 def rank(answer: Any, position: Position = None) -> Rank:
     """How many tokens have a strictly higher logit than ``answer`` (a set: its best): 0 is top."""
     return Rank(token_ids(answer, "answer"), **place(position))
@@ -302,6 +326,11 @@ def _take(logits: jax.Array, ids: Any) -> jax.Array:
     """The logits [B R n] of ids [B n], from [B R V]."""
     ids = jnp.broadcast_to(ids[:, None], (*logits.shape[:2], ids.shape[-1]))
     return jnp.take_along_axis(logits, ids, -1)
+
+
+def _members(logits: jax.Array, ids: Any) -> jax.Array:
+    """The logits [B R n] of sets of tokens [B n], -inf where a set is shorter."""
+    return jnp.where((ids >= 0)[:, None], _take(logits, ids.clip(0)), -jnp.inf)
 
 
 def _restrict(logits: jax.Array, vocabulary: Any) -> jax.Array:

@@ -98,7 +98,8 @@ def attention(
     out_frame = frame if read is None else frame.read(read)
 
     # Each consumer reads the norm of the stream; per-head copies exist only when changed.
-    normed = norm_site(c, layer.params.ln1 if c.norm_input else None, "ln1", x, tap, frame)
+    ln1 = layer.params.ln1 if c.norm_input else None
+    normed = norm_site(c, ln1, "ln1", x, tap, frame)
 
     def consume(site: str, W: jax.Array, b: jax.Array | None, heads: int) -> jax.Array:
         source, equation = normed, "bpd,hdk->bphk"
@@ -106,10 +107,7 @@ def attention(
             copies = jnp.broadcast_to(x[:, :, None], (*x.shape[:2], heads, x.shape[2]))
             copies = tap(f"{site}_input", copies, frame)
             if tap.edits(f"{site}_input"):
-                # A changed copy is normed by itself; the others read the norm as it stands.
-                own = normalize(c, layer.params.ln1 if c.norm_input else None, copies)
-                same = (copies == x[:, :, None]).all(-1, keepdims=True)
-                source = jnp.where(same, normed[:, :, None], own)
+                source = reread(c, ln1, x[:, :, None], normed[:, :, None], copies, tap)
                 equation = "bphd,hdk->bphk"
         at = frame
         if site == "q" and read is not None:
@@ -170,6 +168,22 @@ def attention(
     else:
         out = einsum(c, "bqhk,hkd->bqd", z, p.W_O)
     return (out if p.b_O is None else out + p.b_O), own
+
+
+def reread(
+    config: Config, ln1: Norm | None, x: jax.Array, normed: jax.Array, copies: jax.Array, tap: Tap
+) -> jax.Array:
+    """What heads read [B P H D] whose ``copies`` of the stream x [B P 1 D] may have changed.
+
+    A changed copy is normed by itself. Where the norm itself was edited, a copy that is as it
+    was reads what the edit left; its gradient is that of a copy normed by itself.
+    """
+    own = normalize(config, ln1, copies)
+    if not tap.edits("ln1_scale", "ln1_normalized"):
+        return own
+    same = (copies == x).all(-1, keepdims=True)
+    moved = normalize(config, ln1, jax.lax.stop_gradient(x) + (copies - x))
+    return jnp.where(same, normed + (moved - jax.lax.stop_gradient(moved)), own)
 
 
 def spoilt(seen: jax.Array, v: jax.Array) -> jax.Array:

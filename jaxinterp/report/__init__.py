@@ -4,8 +4,11 @@ Every function takes the labelled result of a sweep (an ``xarray.DataArray`` wit
 ``prompt`` dim and the per-prompt baselines ``clean`` and ``corrupted``) and changes nothing.
 """
 
+from jaxinterp.report.graphs import draw_circuit, scatter
 from jaxinterp.report.html import write_report
 from jaxinterp.report.plots import heatmap, spread
 from jaxinterp.report.tables import summarize, summary_table
 
-__all__ = ["heatmap", "spread", "summarize", "summary_table", "write_report"]
+__all__ = [
+    "draw_circuit", "heatmap", "scatter", "spread", "summarize", "summary_table", "write_report",
+]  # fmt: skip

@@ -69,7 +69,7 @@ def _section(name: str, result: xr.DataArray) -> dict[str, Any]:
     held = _as_stored(result, found)
     whole_result = held.size <= MOST_VALUES
     baselines = {
-        key: {"values": _exact(np.asarray(result.coords[key].values)), **summary}
+        key: {"values": _exact(_stored_baseline(result, key)), **summary}
         for key, summary in _baselines(found).items()
     }
     return {
@@ -98,6 +98,11 @@ def _as_stored(result: xr.DataArray, found: Study) -> np.ndarray:
     """The values [C P] in the result's own precision, so that they print short and exact."""
     array = result.transpose(*(axis.name for axis in found.axes), "prompt")
     return np.asarray(array.values).reshape(found.values.shape)
+
+
+def _stored_baseline(result: xr.DataArray, key: str) -> np.ndarray:
+    """[P]; of a result with one baseline, that one."""
+    return np.asarray(result.coords[key if key in result.coords else "clean"].values)
 
 
 def _axis(axis: Axis) -> dict[str, Any]:

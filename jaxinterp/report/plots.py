@@ -62,7 +62,7 @@ def heatmap(
     for axes, (name, values) in zip(panels, view.panels, strict=False):
         mesh = _draw(axes, values, up, across, view)
         if name:
-            _plain(axes.set_title(name, fontsize=9, color=INK, loc="left", pad=4))
+            plain(axes.set_title(name, fontsize=9, color=INK, loc="left", pad=4))
     for number, axes in enumerate(panels):
         axes.set_visible(number < count)
         if number % grid[1]:
@@ -76,7 +76,7 @@ def heatmap(
     bar.ax.tick_params(length=0, labelsize=7.5, colors=SOFT)
     bar.set_label(view.meaning, fontsize=8, color=SOFT)
     _headings(figure, title or _title(found), found, view.remark)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def spread(
@@ -120,12 +120,12 @@ def spread(
     axes.set_ylim(len(rows) - 0.45, -0.55)
     meaning = "effect on each prompt, in mean gaps: 0 corrupted, 1 clean"
     axes.set_xlabel(meaning if found.defined else _short(found.metric), fontsize=8, color=SOFT)
-    _bare(axes)
+    bare(axes)
     axes.tick_params(axis="x", labelsize=7.5, colors=SOFT)
     for text in axes.get_yticklabels():
-        _plain(text)
+        plain(text)
     _headings(figure, title or f"{_title(found)}: prompts behind the strongest cells", found, "")
-    return _written(figure, path)
+    return written(figure, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,10 +196,10 @@ def _draw(axes: Axes, values: np.ndarray, up: Axis | None, across: Axis, view: _
         for text in axes.get_xticklabels():
             text.set(rotation=45, ha="right", rotation_mode="anchor")
     for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        _plain(text)
+        plain(text)
         text.set(fontsize=7.5, color=INK)
     axes.set_xlabel(across.name, fontsize=8.5, color=SOFT)
-    _bare(axes)
+    bare(axes)
     return mesh
 
 
@@ -230,8 +230,8 @@ def _headings(figure: Figure, title: str, found: Study, remark: str) -> None:
     lines = textwrap.wrap(" · ".join(found.facts()), width)
     lines += [line for text in (remark, *found.notes) for line in textwrap.wrap(text, width)]
     caption = figure.supxlabel("\n".join(lines), x=0.012, ha="left", fontsize=7.5, color=SOFT)
-    _plain(heading)
-    _plain(caption)
+    plain(heading)
+    plain(caption)
 
 
 def _title(found: Study) -> str:
@@ -243,18 +243,18 @@ def _short(metric: str) -> str:
     return visible(metric).replace("$", r"\$")
 
 
-def _plain(text: Any) -> None:
+def plain(text: Any) -> None:
     """Show a token's dollar signs as they are."""
     text.set_parse_math(False)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
     for side in axes.spines.values():
         side.set_visible(False)
     axes.tick_params(length=0)
 
 
-def _written(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
+def written(figure: Figure, path: str | os.PathLike[str] | None) -> Figure:
     """Write the figure whole, in the format that the path's ending names (PNG without one)."""
     if path is None:
         return figure

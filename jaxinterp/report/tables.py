@@ -66,6 +66,7 @@ class Study:
     share_interval: np.ndarray  # [2 C]
     gap: float  # mean clean - mean corrupted
     defined: bool  # whether that gap is more than rounding
+    alone: bool  # whether there is one baseline, the untouched run
     notes: list[str]
 
     @property
@@ -112,9 +113,9 @@ def study(result: xr.DataArray, *, samples: int = SAMPLES, seed: int = 0) -> Stu
     """Means, shares, spreads and bootstrap intervals of every cell of a result."""
     dims = _check(result)
     array = result.transpose(*dims, "prompt")
-    clean, corrupted = (
-        np.asarray(array.coords[name].values, np.float64) for name in ("clean", "corrupted")
-    )
+    clean = np.asarray(array.coords["clean"].values, np.float64)
+    alone = "corrupted" not in array.coords  # an ablation has one baseline
+    corrupted = clean if alone else np.asarray(array.coords["corrupted"].values, np.float64)
     values = np.asarray(array.values, np.float64).reshape(-1, clean.size)
     unpatched = clean if array.attrs.get("direction") == "noise" else corrupted
     twins = np.isfinite(clean) & np.isfinite(corrupted)
@@ -147,8 +148,8 @@ def study(result: xr.DataArray, *, samples: int = SAMPLES, seed: int = 0) -> Stu
         mean=mean, mean_std=std, mean_interval=mean_interval,
         change=(weights * (held - _zeroed(unpatched))).sum(-1) + empty,
         share=share, share_std=share_std, share_interval=share_interval,
-        gap=gap, defined=defined,
-        notes=_notes(clean[twins], corrupted[twins], gap, defined, draws, ok),
+        gap=gap, defined=defined, alone=alone,
+        notes=_notes(clean[twins], corrupted[twins], gap, defined or alone, draws, ok),
     )  # fmt: skip
 
 
@@ -205,7 +206,7 @@ def summary_table(result: xr.DataArray, k: int = 10) -> str:
     found = study(result)
     summary = summary_of(found, k)
     lines = [" · ".join(found.facts())]
-    for name in ("clean", "corrupted"):
+    for name in ("clean",) if found.alone else ("clean", "corrupted"):
         mean, std = summary[name]["mean"], summary[name]["std"]
         spread = "" if np.isnan(std) else f" ± {std:.3g}"
         lines.append(f"{name:<9} {mean:8.3f}{spread}")
@@ -265,12 +266,12 @@ def interval(low: float, high: float) -> str:
 
 def _check(result: xr.DataArray) -> list[str]:
     """The result's cell dims. Raises ``ValueError`` unless it is the result of a sweep."""
-    missing = [c for c in ("clean", "corrupted") if c not in getattr(result, "coords", ())]
-    if missing or "prompt" not in result.dims:
-        what = missing or ["prompt"]
+    coords = getattr(result, "coords", ())
+    if "clean" not in coords or "prompt" not in result.dims:
+        what = "prompt" if "clean" in coords else "clean"
         raise ValueError(
-            f"This is not the result of a patching sweep: it has no {' or '.join(what)}. Give "
-            "the DataArray that `patch` returns, with its prompt dim and its baselines."
+            f"This is not the result of a sweep: it has no {what}. Give the DataArray that "
+            "`patch` returns, with its prompt dim and its baselines."
         )
     dims = [str(dim) for dim in result.dims if dim != "prompt"]
     if not dims or not result.size:
@@ -308,7 +309,7 @@ def _notes(
             f"clean and corrupted agree on average (they differ by {gap:.2g}), so there is no "
             "effect to take a share of; the metric itself is shown."
         )
-    elif clean.size > 1:
+    elif clean.size > 1 and gap:
         each = clean - corrupted
         picks = draws[:, : each.size]
         totals = np.maximum(picks.sum(-1), 1)

@@ -181,7 +181,8 @@ def head_bound(config: Config, length: int, first_difference: int = 0, *, column
 
 def n_edges(config: Config) -> int:
     """The edges of the graph of embedding, heads (q, k, v apart), MLPs and logits."""
-    into_heads = sum(3 * config.n_heads * _senders(config, i) for i in range(config.n_layers))
+    receivers = config.n_heads + 2 * config.n_kv_heads
+    into_heads = sum(receivers * _senders(config, i) for i in range(config.n_layers))
     into_mlps = sum(_mlp_edges(config, i) for i in range(config.n_layers))
     return into_heads + into_mlps + _senders(config, config.n_layers)
 
@@ -189,9 +190,10 @@ def n_edges(config: Config) -> int:
 def edge_bound(config: Config, length: int, first_difference: int = 0, *, columns: int = 2) -> int:
     """The fewest operations for each edge patched by itself at all positions.
 
-    An edge into a head's q, k or v projects n new rows, attends with that one head, writes
-    its output, and runs all that reads it; an edge into an MLP starts there. In the last
-    layer one query, one output and one MLP row are needed.
+    An edge into a head's q, k or v projects n new rows, attends with that one head (under
+    grouped heads a key or value serves all of its queries), writes its output, and runs all that
+    reads it; an edge into an MLP starts there. In the last layer one query, one output and one MLP
+    row are needed.
     """
     _check(config, length, first_difference)
     if first_difference == length:
@@ -199,15 +201,16 @@ def edge_bound(config: Config, length: int, first_difference: int = 0, *, column
     cost, heads, last = block_cost(config), config.n_heads, config.n_layers - 1
     one_head = cost.q // heads  # a head's projection of one row: q, k, v or output
     mlp = 0 if config.parallel else cost.mlp
+    groups, size = config.n_kv_heads, heads // config.n_kv_heads
     total = 0
     for layer in range(config.n_layers):
         rows = length - first_difference
         reads = rows if layer < last else 1
         pairs = _pairs(length, length - reads) * cost.pair // heads
         above = _suffix(config, length, first_difference, layer + 1)
-        each = reads * (one_head + mlp) + pairs + above
-        projections = (reads + 2 * rows) * one_head
-        total += _senders(config, layer) * heads * (3 * each + projections)
+        query = reads * (2 * one_head + mlp) + pairs + above
+        other = rows * one_head + reads * (size * one_head + mlp) + size * pairs + above
+        total += _senders(config, layer) * (heads * query + 2 * groups * other)
         total += _mlp_edges(config, layer) * (reads * cost.mlp + above)
     return total + n_edges(config) * _readout(config, columns)
 

@@ -90,32 +90,32 @@ def request_bound(
     request: Request, tokens: Tokens, interventions: Sequence[Any],
     layer: np.ndarray, column: np.ndarray,
 ) -> int | None:  # fmt: skip
-    """The fewest operations for exact values of a grid, or None for bidirectional models.
+    """The fewest operations for exact values of a grid.
 
-    layer, column [E]: the first that each experiment can change. Of several interventions
-    at once, the dearest counts: the fewest for all of them are at least that.
+    None for bidirectional models, and for interventions other than `Edit`, which do not say
+    how much of a site they change. layer, column [E]: the first that each experiment can
+    change. Of several interventions at once, the dearest counts: the fewest for all of them
+    are at least that.
     """
     c = request.config
-    if not c.causal:
+    if not c.causal or not all(isinstance(each, Edit) for each in interventions):
         return None
     return max(_bound_of(request, tokens, each, layer, column) for each in interventions)
 
 
 def _bound_of(
-    request: Request, tokens: Tokens, intervention: Any, layer: np.ndarray, column: np.ndarray
+    request: Request, tokens: Tokens, intervention: Edit, layer: np.ndarray, column: np.ndarray
 ) -> int:
     r, c = request, request.config
     lengths, offset = np.asarray(tokens.lengths), np.asarray(tokens.mask).argmax(-1)
-    site, whole, part = min(intervention.sites, key=list(SITES).index), True, 1.0
-    if isinstance(intervention, Edit):
-        where = intervention.where
-        position = None if where.position is None else np.asarray(unshare(where.position))
-        whole = position is None or position.dtype == bool
-        for axis in ("head", "neuron"):
-            index = getattr(where, axis)
-            if index is not None:
-                index, size = np.asarray(unshare(index)), axis_size(c, SITES[site], axis) or 1
-                part *= float(index.mean()) if index.dtype == bool else 1 / size
+    site, where, part = intervention.site, intervention.where, 1.0
+    position = None if where.position is None else np.asarray(unshare(where.position))
+    whole = position is None or position.dtype == bool
+    for axis in ("head", "neuron"):
+        index = getattr(where, axis)
+        if index is not None:
+            index, size = np.asarray(unshare(index)), axis_size(c, SITES[site], axis) or 1
+            part *= float(index.mean()) if index.dtype == bool else 1 / size
     total = 0
     cells = np.stack([np.broadcast_to(layer, column.shape), column])
     for n, first in zip(lengths.tolist(), offset.tolist(), strict=True):

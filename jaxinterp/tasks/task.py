@@ -17,8 +17,9 @@ from jaxinterp.model import Model, Tokens
 class Task:
     """Clean and corrupted prompts, token by token aligned, and the metric that tells them apart.
 
-    clean, corrupted: `Tokens` of n prompts. metric: by default of ``answers`` [n] against
-    ``wrong`` [n], the token ids right and wrong for the clean prompts. roles: each role's
+    clean, corrupted: `Tokens` of n prompts. metric: by default of ``answers`` against
+    ``wrong``, the token ids right and wrong for the clean prompts: [n], or sets [n k] filled up
+    with -1. roles: each role's
     position [n] within its prompt, the same in both. prompts: more about each prompt, arrays
     or lists of length n (coordinates for results). meta: about the whole task, JSON-able.
 
@@ -128,11 +129,12 @@ class Task:
 def check(model: Model, task: Task) -> dict[str, float]:
     """Whether the model can do the task at all, and whether the corruption undoes it.
 
-    Means over prompts, clean and corrupted: of the task's metric; of its accuracy (the answer
-    is the model's top token); and how often the answer beats the wrong token. All are about
-    the clean prompt's answer, so corrupted values ought to be low.
+    Means over prompts, clean and corrupted: of the task's metric; of its accuracy (the model's
+    top token is the answer, or in the set of answers); and how often the metric is above 0: the
+    answer beats the wrong token. All are about the clean prompt's answer, so corrupted values
+    ought to be low.
     """
-    top = accuracy(task.answers)
+    top = accuracy([ids[ids >= 0] for ids in task.answers.reshape(len(task), -1)])
     out: dict[str, float] = {}
     for side, tokens in {"clean": task.clean, "corrupted": task.corrupted}.items():
         values = np.asarray(evaluate(task.metric, model, tokens))

@@ -1,0 +1,116 @@
+"""Peak memory of loading and of sweeps beside what was planned.
+
+Each case runs in a process of its own: what the process held before the model was loaded is
+taken off, programs are compiled by a first call, then the peak of a second one is read::
+
+    python benchmarks/memory.py
+
+The table goes to stdout and to ``benchmarks/results/memory.md``. Linux only (/proc).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import page
+from peers import peak_rss, reset_peak
+
+MODEL = "smollm2-135m-instruct"
+CASES = {  # site, prompts
+    "residual": ("resid_pre", 1),
+    "residual, 8 prompts": ("resid_pre", 8),
+    "residual, 32 prompts": ("resid_pre", 32),
+    "heads, 8 prompts": ("z", 8),
+    "heads, 32 prompts": ("z", 32),
+    "patterns, 8 prompts": ("pattern", 8),
+}
+
+
+def resident() -> int:
+    """Bytes the process holds now, after what was freed has gone back."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    reset_peak()
+    return peak_rss()
+
+
+def measure(case: str) -> dict[str, Any]:
+    """In this process: bytes planned and used, of loading or of a sweep."""
+    import jax
+    import jax.numpy as jnp
+    import orbax.checkpoint  # noqa: F401  (what loading imports is not what it loads)
+    import tokenizers  # noqa: F401
+
+    import jaxinterp as ji
+    import jaxinterp.loading.gguf
+
+    path = ji.fetch(MODEL)
+    jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((8, 8))))
+    before = resident()
+    model, tokenizer = ji.load(str(path))
+    jax.block_until_ready(model)
+    loaded = peak_rss()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
+    if case == "loading":
+        return {"planned": held, "used": loaded - before}
+    site, n = CASES[case]
+    assert tokenizer is not None
+    task = ji.tasks.ioi(tokenizer, n=n)
+    axes = ("layer", "position") if site == "resid_pre" else ("layer", "head")
+    recorded = ji.forward(model, task.clean, record=(site,)).activations[site]
+    sizes = {"layer": model.config.n_layers, "head": model.config.n_heads,
+             "position": task.clean.shape[1]}  # fmt: skip
+    cells = ji.product(**{axis: range(sizes[axis]) for axis in axes})
+    grid = ji.replace(site, ji.Shared(recorded), **cells)
+    arguments = (model, task.corrupted, grid, task.metric)
+    plan = ji.plan(*arguments, compile=True)
+    ji.sweep(*arguments)
+    resident()
+    ji.sweep(*arguments)
+    return {"planned": plan.peak_memory, "used": peak_rss() - before}
+
+
+def run(case: str) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    # One arena: what is measured is the sweep, not the allocator's leftovers per thread.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--case", case],
+        check=True, capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--case", choices=["loading", *CASES], help="measure one, here")
+    parser.add_argument("--out", type=Path, default=page.RESULTS)
+    args = parser.parse_args()
+    if args.case:
+        print(json.dumps(measure(args.case)))
+        return
+    rows = []
+    for case in ("loading", *CASES):
+        found = run(case)
+        planned, used = found["planned"] / 1e6, found["used"] / 1e6
+        rows.append([case, f"{planned:.0f}", f"{used:.0f}", f"{used / planned:.3f}"])
+        print(page.table(("case", "planned MB", "used MB", "used / planned"), rows[-1:]))
+    page.write(
+        args.out, "memory.md", f"Peak memory on {MODEL}", page.stamp({}),
+        "Float32, IOI prompts. Loading: beside the bytes of its parameters. Sweeps: the peak of "
+        "a call whose programs are compiled, without what the process held before the model, "
+        "beside `ji.plan(..., compile=True).peak_memory`.",
+        page.table(("case", "planned MB", "used MB", "used / planned"), rows), "",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

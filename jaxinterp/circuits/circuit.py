@@ -1,0 +1,271 @@
+"""Circuits as values: sets of edges of a model's graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxinterp.circuits.graph import Graph
+from jaxinterp.files import whole
+from jaxinterp.model import Config, Model
+
+_FORMAT = "jaxinterp-circuit-1"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Circuit:
+    """Some of the edges of a graph: ``edges`` bool [R S], or [R S P] per position.
+
+    Circuits of one graph are sets: ``|``, ``&``, ``-``, ``~``, ``<=``, ``==``, ``in``, ``len``.
+
+    Raises ``ValueError`` for a mask of another shape, or one that has what is no edge.
+    """
+
+    graph: Graph
+    edges: np.ndarray
+
+    def __post_init__(self) -> None:
+        edges = np.array(self.edges, bool)
+        shape = self.graph.exists.shape
+        if edges.shape[:2] != shape or edges.ndim not in (2, 3):
+            raise ValueError(
+                f"The edges have shape {list(edges.shape)}, expected {list(shape)} "
+                "(receivers, senders), or that and positions."
+            )
+        flat = edges if edges.ndim == 2 else edges.any(-1)
+        if (flat & ~self.graph.exists).any():
+            r, s = np.argwhere(flat & ~self.graph.exists)[0]
+            raise ValueError(
+                f"{self.graph.senders[s]} writes only after {self.graph.receivers[r]} has read: "
+                "they have no edge."
+            )
+        edges.flags.writeable = False
+        object.__setattr__(self, "edges", edges)
+
+    @classmethod
+    def full(cls, model: Model | Config | Graph) -> Circuit:
+        """All edges: the whole model."""
+        graph = graph_of(model)
+        return cls(graph, graph.exists)
+
+    @classmethod
+    def of(cls, model: Model | Config | Graph, edges: Iterable[str]) -> Circuit:
+        """From the edges' names."""
+        graph = graph_of(model)
+        return cls(graph, graph.mask(edges))
+
+    @classmethod
+    def of_nodes(cls, model: Model | Config | Graph, nodes: Iterable[str]) -> Circuit:
+        """Everything between these nodes (``a5.h1``, ``m3``); ``input`` and ``logits`` belong.
+
+        A key/value head belongs where one of its query heads does.
+        """
+        graph = graph_of(model)
+        kept = np.zeros(graph.n_senders, bool)
+        kept[[0, *(graph.sender_index(n) for n in nodes if n not in ("input", "logits"))]] = True
+        read = np.asarray(graph.readers[kept].any(0))
+        read[-1] = True
+        return cls(graph, graph.exists & kept & read[:, None])
+
+    # Sets
+
+    def _other(self, other: Circuit) -> tuple[np.ndarray, np.ndarray]:
+        if self.graph.to_dict() != other.graph.to_dict():
+            raise ValueError("The two circuits belong to models of different shapes.")
+        a, b = self.edges, other.edges
+        return (a[..., None], b) if a.ndim < b.ndim else (a, b[..., None] if b.ndim < a.ndim else b)
+
+    def __or__(self, other: Circuit) -> Circuit:
+        a, b = self._other(other)
+        return Circuit(self.graph, a | b)
+
+    def __and__(self, other: Circuit) -> Circuit:
+        a, b = self._other(other)
+        return Circuit(self.graph, a & b)
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        a, b = self._other(other)
+        return Circuit(self.graph, a & ~b)
+
+    def __invert__(self) -> Circuit:
+        exists = self.graph.exists
+        return Circuit(
+            self.graph, (exists if self.edges.ndim == 2 else exists[..., None]) & ~self.edges
+        )
+
+    def __le__(self, other: Circuit) -> bool:
+        a, b = self._other(other)
+        return bool((~a | b).all())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Circuit):
+            return NotImplemented
+        a, b = self._other(other)
+        return bool((a == b).all())
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return int(self._flat.sum())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, edge: str) -> bool:
+        return bool(self._flat[self.graph.place(edge)])
+
+    def __repr__(self) -> str:
+        return f"Circuit({len(self)} of {self.graph.n_edges} edges, {len(self.nodes)} nodes)"
+
+    @property
+    def _flat(self) -> np.ndarray:
+        return self.edges if self.edges.ndim == 2 else np.asarray(self.edges.any(-1))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The edges' names, in the graph's order."""
+        rows, columns = np.nonzero(self._flat)
+        g = self.graph
+        return tuple(
+            f"{g.senders[s]}->{g.receivers[r]}"
+            for r, s in zip(rows.tolist(), columns.tolist(), strict=True)
+        )
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Senders with an edge, in order, and ``logits`` if it has one.
+
+        A key or value that several heads share is none of them by itself.
+        """
+        g = self.graph
+        own = self._flat.any(1) & (g.readers.sum(0) == 1)
+        writes, reads = self._flat.any(0), (g.readers & own).any(1)
+        names = [g.senders[i] for i in np.flatnonzero(writes | reads)]
+        return (*names, *(["logits"] if self._flat[-1].any() else []))
+
+    @property
+    def share(self) -> float:
+        """The fraction of the graph's edges."""
+        return len(self) / self.graph.n_edges
+
+    def jaccard(self, other: Circuit) -> float:
+        """|A and B| / |A or B|; 1 for two empty circuits."""
+        union = len(self | other)
+        return len(self & other) / union if union else 1.0
+
+    def pruned(self) -> Circuit:
+        """Without dangling edges: those not on a path from ``input`` to ``logits``."""
+        g, flat = self.graph, self._flat
+        while True:
+            fed = flat.any(1)  # receivers that get something
+            alive = np.asarray((g.readers & fed).any(1))  # senders that read something
+            alive[0] = True
+            heard = flat.any(0)  # senders that somebody reads
+            wanted = np.asarray(g.readers[heard].any(0))  # receivers whose owner is heard
+            wanted[-1] = True
+            new = flat & alive & wanted[:, None]
+            if (new == flat).all():
+                break
+            flat = new
+        return Circuit(g, self.edges & (flat if self.edges.ndim == 2 else flat[..., None]))
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str], format: str = "own") -> Path:
+        """Write JSON: our own format ("own"), or the MIB benchmark's ("mib").
+
+        The MIB format names keys and values by query head; under grouped heads an edge of a
+        key/value head is written once for each of its queries. It knows no positions.
+        """
+        if format not in ("own", "mib"):
+            raise ValueError(f"format={format!r}, expected 'own' or 'mib'.")
+        data = to_mib(self) if format == "mib" else self._to_dict()
+        with whole(path) as temporary:
+            Path(temporary).write_text(json.dumps(data), encoding="utf-8")
+        return Path(path)
+
+    def _to_dict(self) -> dict[str, Any]:
+        g = self.graph
+        edges: Any = list(self.names)
+        if self.edges.ndim == 3:
+            edges = {e: np.flatnonzero(self.edges[g.place(e)]).tolist() for e in edges}
+        size = None if self.edges.ndim == 2 else self.edges.shape[2]
+        return {"format": _FORMAT, "cfg": g.to_dict(), "positions": size, "edges": edges}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Model | Config | Graph) -> Circuit:
+        """Read either format. Raises ``ValueError`` for other files and other models' circuits."""
+        graph = graph_of(model)
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            cfg, edges = data["cfg"], data["edges"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a circuit file ({error!r}).") from None
+        own = graph.to_dict()
+        for key in ("n_layers", "n_heads"):
+            if cfg.get(key) != own[key]:
+                raise ValueError(
+                    f"{path} is of a model with {key} {cfg.get(key)}, this one has {own[key]}."
+                )
+        if data.get("format") != _FORMAT:
+            return cls(graph, from_mib(graph, edges))
+        if data["positions"] is None:
+            return cls.of(graph, edges)
+        mask = np.zeros((*graph.exists.shape, data["positions"]), bool)
+        for edge, at in edges.items():
+            mask[graph.place(edge)][at] = True
+        return cls(graph, mask)
+
+
+def graph_of(model: Model | Config | Graph) -> Graph:
+    """The graph of a model."""
+    if isinstance(model, Graph):
+        return model
+    return Graph(model if isinstance(model, Config) else model.config)
+
+
+def _by_query(graph: Graph, edge: str) -> list[str]:
+    """The names of an edge where keys and values are named by query head."""
+    sender, _, receiver = edge.partition("->")
+    if not receiver.endswith(("<k>", "<v>")):
+        return [edge]
+    head, kind = receiver[:-3], receiver[-3:]
+    layer, number = head.split(".h")
+    size = graph.config.n_heads // graph.config.n_kv_heads
+    queries = range(int(number) * size, (int(number) + 1) * size)
+    return [f"{sender}->{layer}.h{query}{kind}" for query in queries]
+
+
+def to_mib(circuit: Circuit, scores: np.ndarray | None = None) -> dict[str, Any]:
+    """The MIB benchmark's JSON of a circuit, with edge scores [R S] if they are given."""
+    graph, flat = circuit.graph, circuit._flat
+    edges: dict[str, Any] = {}
+    for edge in graph.edges:
+        place = graph.place(edge)
+        entry: dict[str, Any] = {"in_graph": bool(flat[place])}
+        if scores is not None:
+            entry["score"] = float(scores[place])
+        edges |= dict.fromkeys(_by_query(graph, edge), entry)
+    inside = set(circuit.nodes)
+    nodes = {name: {"in_graph": name in inside} for name in (*graph.senders, "logits")}
+    return {"cfg": graph.to_dict(), "nodes": nodes, "edges": edges}
+
+
+def from_mib(graph: Graph, edges: dict[str, Any]) -> np.ndarray:
+    """bool [R S] of the MIB benchmark's ``edges``."""
+    size = graph.config.n_heads // graph.config.n_kv_heads
+    out = np.zeros(graph.exists.shape, bool)
+    for name, entry in edges.items():
+        if not (entry["in_graph"] if isinstance(entry, dict) else entry):
+            continue
+        if name.endswith(("<k>", "<v>")):
+            stem, number = name[:-3].rsplit(".h", 1)
+            name = f"{stem}.h{int(number) // size}{name[-3:]}"
+        out[graph.place(name)] = True
+    return out

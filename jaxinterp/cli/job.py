@@ -1,0 +1,130 @@
+"""What every command over a task does: load, make the prompts, show progress, write results."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from jaxinterp.model import Model
+    from jaxinterp.tasks import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The prompts of a task, a model, and where results go.
+
+    Args:
+        model: A built-in name, hub id, local folder, .gguf file or checkpoint.
+        task: The task's name.
+        n: Number of prompts.
+        seed: Seed of the prompts.
+        corruption: How the corrupted prompts differ; by default as the task has it.
+        batch: Prompts per program call.
+        out: Output folder; by default runs/ and the command's name.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    task: str = "ioi"
+    n: int = 32
+    seed: int = 0
+    corruption: str = ""
+    batch: int = 8
+    out: Path = Path()
+
+    def start(self, command: str) -> Setting:
+        """Check, load and make the prompts. Raises ``ValueError`` for bad choices."""
+        from jaxinterp import loading, tasks
+        from jaxinterp.files import writable_folder
+
+        if self.n < 1 or self.batch < 1:
+            raise ValueError(f"--n {self.n} --batch {self.batch}: both must be at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: a seed is 0 or more.")
+        started = time.perf_counter()
+        out = self.out if self.out != Path() else Path("runs") / command
+        writable_folder(out)
+        say(f"Loading {self.model}")
+        net, tokenizer = loading.load(self.model)
+        if tokenizer is None:
+            raise ValueError(f"{self.model} has no tokenizer: a task needs one for its prompts.")
+        options = {"corruption": self.corruption} if self.corruption else {}
+        job = tasks.make(self.task, tokenizer, n=self.n, seed=self.seed, **options)
+        ability = tasks.check(net, job)
+        say(f"{job.name}: " + ", ".join(f"{k} {np.round(v, 3)}" for k, v in ability.items()))
+        return Setting(net, tokenizer, job, ability, out, self.batch, started)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A job that has started."""
+
+    model: Model
+    tokenizer: Any
+    task: Task
+    ability: Mapping[str, float]
+    out: Path
+    batch: int
+    started: float
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For a result's claim."""
+        return {"task": self.task.record(), "ability": self.ability}
+
+    @property
+    def twins(self) -> dict[str, Any]:
+        """The arguments of methods that compare two runs."""
+        task = self.task
+        return {"clean": task.clean, "corrupted": task.corrupted, "metric": task.metric}
+
+    @property
+    def parts(self) -> str:
+        """Where an interrupted run keeps what it has."""
+        return str(self.out / ".parts")
+
+    def save(self, results: Mapping[str, xr.DataArray]) -> list[Path]:
+        """Each result as a file; its strongest cells to the terminal."""
+        from jaxinterp import report
+        from jaxinterp import results as files
+
+        for result in results.values():
+            print(report.summary_table(result))
+            print()
+        return [files.save(result, self.out / f"{name}.nc") for name, result in results.items()]
+
+    def finish(self, written: list[Path]) -> None:
+        """Tidy up and say what was written."""
+        shutil.rmtree(self.parts, ignore_errors=True)
+        say(f"Wrote {', '.join(path.name for path in written)} to {self.out}")
+        say(f"Done in {time.perf_counter() - self.started:.0f} s")
+
+
+def pictures() -> bool:
+    """Whether pictures can be drawn; says so where they cannot."""
+    if importlib.util.find_spec("matplotlib"):
+        return True
+    say("No pictures: they need matplotlib (pip install 'jaxinterp[report]').")
+    return False
+
+
+def say(text: str) -> None:
+    """A line for the person who waits; results go to stdout."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def bar(total: int, unit: str) -> Any:
+    """A progress bar."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit=f" {unit}", unit_scale=True, dynamic_ncols=True, smoothing=0.1)

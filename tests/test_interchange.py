@@ -1,0 +1,579 @@
+"""Interchange on subspaces equals the NumPy oracle, and a search finds what was put there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from oracle import assert_near
+from small_models import CONFIGS, DIFF, OTHER, PROMPTS, diff, ragged, small_model
+
+from jaxinterp.handbuilt.writing import Layout, Writer
+from jaxinterp.interchange import (
+    causal_model,
+    counterfactual,
+    interchange_accuracy,
+    interchange_task,
+    orthonormal,
+    principal_angles,
+    random_basis,
+    replace_component,
+    sweep_das,
+    train_das,
+)
+from jaxinterp.interchange.accuracy import goal_of
+from jaxinterp.interventions import Shared, product, replace
+from jaxinterp.metrics import evaluate, log_prob
+from jaxinterp.model import SITES, as_tokens, forward
+from jaxinterp.model.sites import axis_size
+from jaxinterp.results import load, save
+from jaxinterp.sweep import sweep
+
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
+HERE, THERE = np.array([3, 4]), np.array([5, 2])  # positions in the base and source prompts
+PLACES = [
+    ("gpt2", "resid_post", None),
+    ("llama", "k", 1),
+    ("llama", "mlp_post", None),
+    ("neox", "mlp_out", None),
+    ("gemma2", "z", 2),
+    ("bert", "attn_out", None),
+]
+
+
+def width_of(name, site):
+    return axis_size(CONFIGS[name], SITES[site], SITES[site].axes[-1])
+
+
+def exchanged(name, site, layer, head, basis, weights, base=PROMPTS, source=OTHER):
+    """The oracle's runs of the base prompts, at HERE with the source's component from THERE."""
+    model = small_model(name)
+
+    def edit(b):
+        _, sites = oracle.forward(model, source[b])
+        given = sites[site][layer, THERE[b]]
+
+        def change(where, at, value):
+            if (where, at) == (site, layer):
+                entry = (HERE[b],) if head is None else (HERE[b], head)
+                own = given if head is None else given[head]
+                for direction, weight in zip(np.asarray(basis, float).T, weights, strict=True):
+                    moved = (own - value[entry]) @ direction
+                    value[entry] += weight * moved * direction
+            return value
+
+        return change
+
+    return oracle.batch(model, as_tokens(np.asarray(base)), edit)
+
+
+def source_values(name, site, source=OTHER, at=THERE):
+    """What is recorded at one position of each source prompt: [L B 1 ...]."""
+    values = forward(small_model(name), source, record=(site,)).activations[site]
+    index = np.asarray(at).reshape(1, -1, *[1] * (values.ndim - 2))
+    return jnp.take_along_axis(values, index, axis=2)
+
+
+# The intervention
+
+
+@pytest.mark.parametrize(("name", "site", "head"), PLACES, ids=["-".join(p[:2]) for p in PLACES])
+def test_forward_equals_the_oracle_with_a_projection_by_hand(name, site, head):
+    basis = random_basis(width_of(name, site), 3, seed=1)
+    weights = np.array([1.0, 0.25, 0.0])
+    edit = replace_component(
+        site, source_values(name, site), basis, weights=weights, layer=1, position=HERE, head=head
+    )
+    runs = exchanged(name, site, 1, head, basis, weights)
+    logits = forward(small_model(name), PROMPTS, edit).logits
+    plain = forward(small_model(name), PROMPTS).logits
+    assert np.abs(logits - plain).max() > 1e-3
+    assert_near(logits, np.stack([run[0] for run in runs]), 1e-5)
+    assert_near(evaluate(DIFF, small_model(name), PROMPTS, edit), diff(runs), 1e-5)
+
+
+def test_a_sweep_over_places_and_bases_equals_one_forward_each():
+    name, site = "llama", "resid_post"
+    cells = product(layer=range(3), position=[2, 5])
+    bases = np.stack([random_basis(8, 2, seed) for seed in range(6)])
+    model = small_model(name)
+    values = forward(model, OTHER, record=(site,)).activations[site]
+    grid = replace_component(site, Shared(values), bases, **cells)
+    found = sweep(model, PROMPTS, grid, DIFF)
+    one = jax.jit(lambda basis, where: evaluate(
+        DIFF, model, PROMPTS, replace_component(site, values, basis, **where)))  # fmt: skip
+    each = [one(basis, {k: v[i] for k, v in cells.items()}) for i, basis in enumerate(bases)]
+    np.testing.assert_allclose(found, each, rtol=1e-5, atol=1e-5)
+    assert np.ptp(found, axis=0).min() > 1e-3
+
+
+def logits_with(basis, site="resid_post", source=OTHER, weights=None):
+    model = small_model("llama")
+    values = forward(model, source, record=(site,)).activations[site]
+    edit = replace_component(site, values, basis, weights=weights, layer=1)
+    return np.asarray(forward(model, PROMPTS, edit).logits)
+
+
+def test_full_rank_is_replace_and_rank_0_changes_nothing():
+    model = small_model("llama")
+    plain = np.asarray(forward(model, PROMPTS).logits)
+    values = forward(model, OTHER, record=("resid_post",)).activations["resid_post"]
+    replaced = forward(model, PROMPTS, replace("resid_post", values, layer=1)).logits
+    np.testing.assert_allclose(logits_with(random_basis(8, 8)), replaced, atol=2e-5)
+    np.testing.assert_array_equal(logits_with(random_basis(8, 0)), plain)
+    assert np.abs(replaced - plain).max() > 1e-2
+
+
+def test_a_run_exchanged_with_itself_stays():
+    plain = forward(small_model("llama"), PROMPTS).logits
+    found = logits_with(random_basis(8, 3), source=PROMPTS)
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+
+
+def test_weights_choose_among_the_directions():
+    basis = random_basis(8, 5)
+    some = logits_with(basis, weights=np.array([0.0, 1, 0, 1, 0]))
+    np.testing.assert_allclose(some, logits_with(basis[:, [1, 3]]), atol=1e-5)
+    turned = basis @ np.linalg.qr(np.random.default_rng(0).standard_normal((5, 5)))[0]
+    np.testing.assert_allclose(logits_with(turned), logits_with(basis), atol=1e-5)
+
+
+def test_padding_moves_nothing():
+    base, source = [[3, 1, 4, 1, 5], [6, 5, 3]], [[3, 7, 4, 1, 5], [6, 11, 3, 2, 2, 1]]
+    basis = random_basis(8, 2)
+
+    def edit(b):
+        given = oracle.forward(small_model("llama"), source[b])[1]["resid_post"][1, 2]
+
+        def change(site, layer, value):
+            if (site, layer) == ("resid_post", 1):
+                value[[3, 1][b]] += (given - value[[3, 1][b]]) @ basis @ basis.T
+            return value
+
+        return change
+
+    for side in ("left", "right"):
+        tokens = ragged(base, side, 6)
+        found = interchange_accuracy(
+            small_model("llama"), base=tokens, source=ragged(source, side, 6), metric=DIFF,
+            basis=basis, layer=1, position=[3, 1], source_position=2,
+        )  # fmt: skip
+        assert_near(found, diff(oracle.batch(small_model("llama"), tokens, edit)), 1e-5)
+
+
+def test_subspaces():
+    matrix = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    basis = np.asarray(orthonormal(matrix))
+    np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-6)
+    # Column i lies in the span of the columns up to i.
+    np.testing.assert_allclose(principal_angles(basis[:, :2], matrix[:, :2]), 0, atol=1e-6)
+    plane = np.eye(4)[:, :2]
+    turned = np.array([[1, 0], [0, np.cos(0.3)], [0, np.sin(0.3)], [0, 0]])
+    np.testing.assert_allclose(principal_angles(plane, turned), [0, 0.3], atol=1e-9)
+    np.testing.assert_allclose(principal_angles(plane, np.eye(4)[:, 2:]), np.pi / 2)
+
+
+# Interchange accuracy
+
+
+def numpy_runs(name, site, layer, basis):
+    """Logits [B V] at the last position: as it is, whole value exchanged, component exchanged."""
+    width = width_of(name, site)
+    plain = oracle.batch(small_model(name), as_tokens(PROMPTS))
+    whole = exchanged(name, site, layer, None, np.eye(width), np.ones(width))
+    part = exchanged(name, site, layer, None, basis, np.ones(basis.shape[1]))
+    return [np.stack([run[0][-1] for run in runs]) for runs in (plain, whole, part)]
+
+
+@pytest.mark.parametrize("choices", [None, [2, 5, 7, 11, 16]])
+def test_interchange_accuracy_equals_counting_the_oracles_answers(choices):
+    basis = random_basis(8, 4, seed=3)
+    runs = numpy_runs("gemma2", "resid_post", 0, basis)
+    some = np.arange(17) if choices is None else np.array(choices)
+    answers = [some[logits[:, some].argmax(-1)] for logits in runs]
+    labels = np.array([answers[2][0], next(c for c in some if c != answers[2][1])])
+    result = interchange_accuracy(
+        small_model("gemma2"), base=PROMPTS, source=OTHER, labels=labels, choices=choices,
+        layer=0, position=HERE, source_position=THERE, basis=basis,
+    )  # fmt: skip
+    assert result.dims == ("prompt",)
+    assert result.values.tolist() == [1, 0]
+    for coordinate, own in zip(("base", "full"), answers, strict=False):
+        assert result.coords[coordinate].values.tolist() == (own == labels).tolist()
+    assert result.name == "interchange_accuracy"
+    assert result.attrs["rank"] == 4
+
+
+def test_a_metric_in_place_of_labels_and_no_basis_for_the_whole_value():
+    runs = exchanged("llama", "resid_post", 1, None, np.eye(8), np.ones(8))
+    result = interchange_accuracy(
+        small_model("llama"), base=PROMPTS, source=OTHER, metric=DIFF, layer=1, position=HERE,
+        source_position=THERE,
+    )  # fmt: skip
+    assert_near(result, diff(runs), 1e-5)
+    np.testing.assert_array_equal(result, result.coords["full"])
+
+
+def test_labels_among_choices_are_scored_as_by_hand():
+    logits = np.array([[[1.0, 3.0, 2.0, 3.0, 0.0]], [[0.5, 0.1, 0.2, 0.9, 0.3]]])
+    labels, choices = [[3], [0, 2]], [[4, 3, 3, 1], [2, 0, 1]]
+    goal = goal_of(2, labels, choices, None, None)
+    tokens, columns = as_tokens(PROMPTS[:, :3]), np.asarray(goal.score.vocabulary)
+    seen = np.stack([row[:, ids] for row, ids in zip(logits, columns, strict=True)])
+    scores = [np.asarray(each(jnp.asarray(seen), tokens)) for each in goal[:2]]
+    e = np.exp(logits[:, 0])
+    first = np.log(e[0, 3] / e[0, [4, 3, 1]].sum())
+    second = np.log(e[1, [0, 2]].sum() / e[1, [2, 0, 1]].sum())
+    np.testing.assert_allclose(scores[0], [first, second], rtol=1e-5)
+    assert scores[1].tolist() == [1, 1]  # of equals the first; any of a set is right
+
+
+# Causal models
+
+
+def test_a_counterfactual_by_hand():
+    f = causal_model(left=lambda a, b: a + b, output=lambda left, c: left * c)
+    base, source = {"a": 1, "b": 2, "c": 3}, {"a": 5, "b": 5, "c": 7}
+    assert f(base) == {"a": 1, "b": 2, "c": 3, "left": 3, "output": 9}
+    assert counterfactual(f, base, source, "left") == 10 * 3
+    assert counterfactual(f, base, source, "c") == 3 * 7
+    assert counterfactual(f, base, source, ("left", "c")) == 10 * 7
+    assert counterfactual(f, base, source, "a", output="left") == 5 + 2
+    plain = {"b": lambda inputs, **fixed: {"x": 1, "output": inputs["a"] + fixed.get("x", 1)}}["b"]
+    with pytest.raises(ValueError, match=r"given x=1 .*|returns no variable 'y'"):
+        counterfactual(plain, {"a": 1}, {"a": 2}, "y")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: causal_model(a=lambda b: b, b=lambda: 1)({}), "'a' reads 'b', which is neither"),
+        (lambda: causal_model(a=lambda: 1)({}, c=2), "no variable 'c': it has a"),
+        (
+            lambda: counterfactual(
+                lambda inputs, **fixed: {"v": inputs["a"], "output": 0}, {"a": 1}, {"a": 2}, "v"
+            ),
+            "was given v=2 and returned 1",
+        ),
+    ],
+)
+def test_causal_models_that_do_not_work_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+# A model whose variables lie in known planes of its stream, none of them along an axis
+
+
+CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]]) / 2
+F = causal_model(
+    high=lambda a: a // 2, low=lambda a: a % 2, left=lambda high, low: 2 * high + low,
+    right=lambda b: b, output=lambda left, right: 4 * left + right,
+)  # fmt: skip
+ASK, FIRST = 4, 5  # token ids: 0 to 3 are the inputs; answers begin at FIRST
+
+
+def two_codes():
+    """A model of prompts [a, b, ?] that answers with the pair (a, b), and its planes.
+
+    Head 0 of layer 0 copies a's code, a corner of a square, into the plane ``left``; head 1 that
+    of b into ``right``. The logits are linear in both.
+    """
+    layout = Layout(token=5, position=3, left=2, right=2, spare=12)
+    w = Writer(
+        layout, n_heads=2, d_head=5, d_mlp=0, vocab_size=FIRST + 16, n_ctx=3, positions="learned"
+    )
+    w.params.embed.W_E[:5, layout["token"]] = np.eye(5)
+    w.params.embed.W_pos[:, layout["position"]] = np.eye(3)
+    answers = np.arange(16)
+    for head, (plane, code) in enumerate({"left": answers // 4, "right": answers % 4}.items()):
+        w.q(0, head, "position", 30 * np.eye(3)[[head] * 3])
+        w.k(0, head, "position", np.eye(3))
+        w.v(0, head, "token", np.vstack([CORNERS, [[0, 0]]]))
+        w.o(0, head, plane, np.eye(2))
+        w.unembed(plane, np.hstack([np.zeros((2, FIRST)), 10 * CORNERS[code].T]))
+    model, p = w.model("two_codes"), w.params
+    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((24, 24)))[0]
+    attn = p.blocks.attn
+    reads = {k: np.einsum("ed,lhdk->lhek", Q, getattr(attn, k)) for k in ("W_Q", "W_K", "W_V")}
+    attn = attn.replace(**reads, W_O=np.einsum("ed,lhkd->lhke", Q, attn.W_O))
+    turned = p.replace(
+        embed=p.embed.replace(W_E=p.embed.W_E @ Q.T, W_pos=p.embed.W_pos @ Q.T),
+        blocks=p.blocks.replace(attn=attn),
+        head=p.head.replace(W_U=Q @ p.head.W_U),
+    )
+    turned = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), turned)
+    return model.replace(params=turned), {k: Q[:, at] for k, at in layout.items()}
+
+
+MODEL, PLANES = two_codes()
+
+
+def task_of(variable, n=96, **options):
+    def sample(rng):
+        return {"a": int(rng.integers(4)), "b": int(rng.integers(4))}
+
+    return interchange_task(
+        F, sample, variable=variable, n=n, prompt=lambda i: [i["a"], i["b"], ASK],
+        answer=lambda output: FIRST + output, outputs=range(16), **options,
+    )  # fmt: skip
+
+
+def test_the_model_computes_what_its_causal_model_says():
+    task = task_of("left")
+    top = np.asarray(forward(MODEL, task.base).logits[:, -1].argmax(-1))
+    np.testing.assert_array_equal(top, task.base_labels)
+
+
+def test_a_task_holds_the_counterfactual_of_every_pair():
+    task = task_of("left", roles=lambda inputs: {"A": 0, "END": 2})
+    ids = np.asarray(task.base.ids), np.asarray(task.source.ids)
+    np.testing.assert_array_equal(task.labels, FIRST + 4 * ids[1][:, 0] + ids[0][:, 1])
+    np.testing.assert_array_equal(task.source_labels, FIRST + 4 * ids[1][:, 0] + ids[1][:, 1])
+    assert task.changed.sum() == 48
+    assert task.base_roles["END"].tolist() == [2] * 96
+    assert task.choices.tolist() == list(range(5, 21))
+    again, other = task_of("left"), task_of("left", seed=1)
+    assert again.record()["pairs"] == task.record()["pairs"] != other.record()["pairs"]
+    assert 0.6 < task_of("left", changed=None, n=400).changed.mean() < 0.9  # 3 in 4
+
+
+def test_prompts_of_a_task_may_differ_in_length():
+    task = interchange_task(
+        F, lambda rng: {"a": int(rng.integers(4)), "b": int(rng.integers(4))}, variable="right",
+        n=20, prompt=lambda i: [0] * i["a"] + [i["b"], ASK], answer=lambda o: FIRST + o,
+        roles=lambda i: {"b": i["a"]},
+    )  # fmt: skip
+    for inputs, tokens, at in (
+        (task.base_inputs, task.base, task.base_roles["b"]),
+        (task.source_inputs, task.source, task.source_roles["b"]),
+    ):
+        assert np.asarray(tokens.lengths).tolist() == [i["a"] + 2 for i in inputs]
+        assert np.asarray(tokens.ids)[np.arange(20), at].tolist() == [i["b"] for i in inputs]
+
+
+def test_the_known_plane_carries_the_variable_and_a_random_one_does_not():
+    task = task_of("left")
+    place = {"layer": 0, "position": 2, **task.arguments}
+    known = interchange_accuracy(MODEL, basis=PLANES["left"], **place)
+    wrong = interchange_accuracy(MODEL, basis=PLANES["right"], **place)
+    random = interchange_accuracy(MODEL, basis=random_basis(24, 2), **place)
+    assert (known == 1).all()
+    np.testing.assert_array_equal(known.coords["base"], ~task.changed)
+    assert known.coords["full"].mean() < 0.7  # it moves b too
+    assert wrong.mean() < 0.5
+    np.testing.assert_array_equal(random, ~task.changed)
+
+
+def test_the_search_finds_the_plane():
+    task = task_of("left")
+    steps = []
+    found = train_das(
+        MODEL, layer=0, position=2, rank=2, **task.arguments, on_step=lambda i, _: steps.append(i)
+    )
+    assert found.accuracy == 1
+    assert found.basis.shape == (24, 2)
+    np.testing.assert_allclose(found.basis.T @ found.basis, np.eye(2), atol=1e-5)
+    assert np.degrees(principal_angles(found.basis, PLANES["left"])).max() < 15
+    assert np.degrees(principal_angles(found.basis, PLANES["right"])).min() > 80
+    assert steps == list(range(300))
+    assert found.losses[-10:].mean() < 0.05 < found.losses[0]
+    assert len(found.result) == 24  # a quarter is held out
+    edit = found.interchange(MODEL, task.source)
+    top = forward(MODEL, task.base, edit).logits[:, -1].argmax(-1)
+    np.testing.assert_array_equal(top, task.labels)
+
+
+def test_too_few_directions_do_not_reach_it():
+    found = train_das(MODEL, layer=0, position=2, rank=1, **task_of("left").arguments)
+    assert found.accuracy < 0.9
+
+
+@pytest.mark.parametrize(
+    ("variable", "rank", "planes"),
+    [("high", 1, ["left"]), ("left", 2, ["left"]), (("left", "right"), 4, ["left", "right"])],
+)
+def test_boundless_search_finds_the_number_of_directions(variable, rank, planes):
+    task = task_of(variable)
+    found = train_das(MODEL, layer=0, position=2, rank="boundless", **task.arguments)
+    assert found.rank == rank
+    assert found.accuracy == 1
+    inside = np.hstack([PLANES[name] for name in planes])
+    assert np.degrees(principal_angles(found.basis, inside)).max() < 15
+
+
+def test_a_sweep_finds_where_the_variable_is_and_agrees_with_single_searches():
+    task = task_of("left")
+    done = []
+    accuracy, basis = sweep_das(
+        MODEL, site="resid_pre", rank=2, steps=150, on_done=done.append, **task.arguments
+    )
+    assert accuracy.dims == ("layer", "position", "prompt")
+    assert basis.dims == ("layer", "position", "d_model", "direction")
+    assert sum(done) == 6
+    mean, unchanged = accuracy.mean("prompt"), float(accuracy.coords["base"].mean())
+    holds = np.zeros((2, 3), bool)
+    holds[0, 0] = holds[1, 2] = True  # the token itself, and what the head wrote
+    assert (mean.values[holds] == 1).all()
+    assert (mean.values[~holds] <= unchanged).all()
+    assert accuracy.coords["full"].mean("prompt").values[0, 0] == 1
+    one = train_das(
+        MODEL, site="resid_pre", layer=1, position=2, rank=2, steps=150, **task.arguments
+    )
+    np.testing.assert_array_equal(one.result.coords["prompt"], accuracy.coords["prompt"])
+    np.testing.assert_array_equal(one.result, accuracy[1, 2])
+    np.testing.assert_array_equal(one.result.coords["full"], accuracy.coords["full"][1, 2])
+    assert principal_angles(one.basis, basis[1, 2].values).max() < 1e-2
+
+
+def test_a_sweep_over_heads_and_roles_in_small_memory():
+    task = task_of("left", roles=lambda inputs: {"END": 2})
+    options = {
+        "site": "z", "over": ("layer", "head", "position"), "layers": [0], "rank": 2, "steps": 60,
+        "positions": task.base_roles, "source_positions": task.source_roles, **task.arguments,
+    }  # fmt: skip
+    whole, bases = sweep_das(MODEL, **options)
+    assert whole.dims == ("layer", "head", "position", "prompt")
+    assert whole.coords["position"].values.tolist() == ["END"]
+    assert bases.dims[-2:] == ("d_head", "direction")
+    assert (whole.sel(head=0) == 1).all()
+    assert whole.sel(head=1).mean() <= whole.coords["base"].mean()
+    small, _ = sweep_das(MODEL, memory=1, **options)
+    np.testing.assert_array_equal(whole, small)
+
+
+def test_a_boundless_sweep_gives_each_cell_its_rank():
+    task = task_of("high")
+    accuracy, basis = sweep_das(
+        MODEL, rank="boundless", layers=[0], positions=[2], **task.arguments
+    )
+    assert accuracy.coords["rank"].values.tolist() == [[1]]
+    assert (accuracy == 1).all()
+    assert (np.abs(basis.values[0, 0]).sum(0) > 0).tolist() == [True] + [False] * 23
+
+
+@pytest.mark.parametrize(("name", "site", "head"), [PLACES[1], PLACES[3], PLACES[4]])
+def test_training_starts_from_the_loss_of_a_plain_forward(name, site, head):
+    n, rank, labels = 2, 2, np.array([4, 9])
+    found = train_das(
+        small_model(name), base=PROMPTS, source=OTHER, labels=labels, site=site, layer=1, head=head,
+        position=HERE, source_position=THERE, rank=rank, steps=1, batch=n, held_out=0, seed=5,
+    )  # fmt: skip
+    rng = np.random.default_rng(5)
+    start = np.linalg.qr(rng.standard_normal((width_of(name, site), rank)))[0]
+    edit = replace_component(
+        site, source_values(name, site), start, layer=1, position=HERE, head=head
+    )
+    value = evaluate(log_prob(labels), small_model(name), PROMPTS, edit)
+    np.testing.assert_allclose(found.losses, [-np.mean(value)], rtol=1e-5)
+
+
+def test_a_search_by_a_metric_raises_it():
+    found = train_das(
+        small_model("llama"), base=PROMPTS, source=OTHER, metric=DIFF, layer=1, position=HERE,
+        source_position=THERE, rank=2, steps=40, held_out=0,
+    )  # fmt: skip
+    assert found.losses[-1] < found.losses[0] - 1e-3
+    np.testing.assert_allclose(found.result.mean(), -found.losses[-1], atol=0.05)
+    assert found.result.name == "logit_diff"
+    assert found.accuracy > float(found.result.coords["base"].mean())
+
+
+def test_the_claim_survives_a_file(tmp_path):
+    task = task_of("left", n=24)
+    found = train_das(
+        MODEL, layer=0, position=2, rank="boundless", steps=2, **task.arguments,
+        record=task.record(),
+    )  # fmt: skip
+    again = load(save(found.result, tmp_path / "das.nc"))
+    assert again.identical(found.result)
+    for key in ("method", "site", "layer", "position", "steps", "seed", "held_out", "variable"):
+        assert key in again.attrs
+    assert again.attrs["method"].startswith("boundless")
+
+
+TASK = task_of("left", n=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 25}, "rank=25, expected 1 to 24"),
+        ({"rank": "wide"}, "rank='wide', expected a number"),
+        ({"layer": 2}, "layer=2: an interchange happens in one layer, 0 to 1"),
+        ({"layer": None}, "layer=None: an interchange"),
+        ({"position": 3}, "position is 3 in pair 0, whose prompt has 3 tokens"),
+        ({"position": [0, 1]}, r"expected a position from 0, or one for each of the 8 pairs"),
+        ({"source_position": -1}, "source_position is -1 in pair 0"),
+        ({"position": None, "source_position": 1}, "without position"),
+        ({"head": 2, "site": "z"}, "head=2, but 'z' has 2 heads"),
+        ({"head": 0}, "'resid_post' has no heads"),
+        ({"site": "pattern"}, "'pattern' ends in an axis of 'source'"),
+        ({"site": "embed"}, "'embed' occurs once"),
+        ({"site": "mlp_out"}, "no site 'mlp_out'"),
+        ({"labels": None}, "Give labels= "),
+        ({"labels": [5, 6]}, "There are 2 labels for 8 pairs"),
+        ({"choices": [5, 6]}, "which is none of its choices"),
+        ({"labels": [99] * 8, "choices": None}, "99 .* is outside the vocabulary"),
+        ({"source": np.array([[0, 1, 4]])}, "8 base and 1 source prompts"),
+        ({"held_out": 0.01}, "leaves none on one side"),
+        ({"held_out": 1.0}, "a share of the pairs"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_bad_requests_are_refused(options, message):
+    given = {"layer": 0, "position": 2, **TASK.arguments, **options}
+    with pytest.raises(ValueError, match=message):
+        train_das(MODEL, **given)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda: replace_component("attn_scores", 0, np.eye(3)), "has no subspaces"),
+        (lambda: replace_component("resid_post", 0.0, np.eye(3)), r"\[3, 3\], expected \[8, k\]"),
+        (lambda: replace_component("resid_post", 0.0, 2 * np.eye(8)), "not orthonormal"),
+        (
+            lambda: replace_component("resid_post", 0.0, np.eye(8), weights=np.ones(3)),
+            r"expected \[8\]",
+        ),
+        (lambda: replace_component("resid_post", 0.0, np.eye(8), layer=7), "layer 7 is out of"),
+    ],
+)
+def test_bad_interventions_are_refused(edit, message):
+    with pytest.raises(ValueError, match=message):
+        forward(small_model("llama"), PROMPTS, edit())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"over": ("position",)}, "a search runs over 'layer'"),
+        ({"over": ("layer", "neuron"), "site": "mlp_post"}, "a search runs over 'layer'"),
+        ({"source_positions": {"END": [2] * 8}}, "give positions= with the same roles"),
+    ],
+)
+def test_bad_grids_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        sweep_das(MODEL, **TASK.arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "expected n from 1"),
+        ({"changed": 1.5}, "a share of 0 to 1"),
+        ({"prompt": lambda i: "text"}, "prompt gives texts: pass tokenizer="),
+        ({"answer": lambda o: "text"}, "answer gives 'text'"),
+        ({"sample": lambda rng: {"a": 0, "b": 0}, "changed": 1.0}, "that differs from the base's"),
+        ({"variable": "middle"}, "returns no variable 'middle'"),
+    ],
+)
+def test_bad_tasks_are_refused(options, message):
+    given = {
+        "sample": lambda rng: {"a": int(rng.integers(4)), "b": 0}, "variable": "left", "n": 4,
+        "prompt": lambda i: [i["a"], i["b"], ASK], "answer": lambda o: FIRST + o, **options,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        interchange_task(F, given.pop("sample"), **given)
