@@ -182,8 +182,9 @@ def test_arrays_of_ones_own():
 DIRECTION = np.random.default_rng(2).normal(size=(3, 4, 6))
 
 
-def test_nothing_but_a_direction(name="llama"):
+def test_nothing_but_a_direction():
     """Zero projects out; a mean replaces the component by the mean's."""
+    name = "llama"
 
     def along(put):
         def given(b, layer, array):

@@ -86,7 +86,7 @@ def incompleteness(
 def worst_incompleteness(result: xr.DataArray) -> tuple[float, str]:
     """The largest |F(C \\ K) - F(M \\ K)|, and the set K that has it (by its nodes)."""
     gap = np.abs(result.mean("prompt").sel(of="circuit") - result.mean("prompt").sel(of="model"))
-    worst = int(np.argmax(gap.values))
+    worst = int(np.asarray(gap).argmax())
     return float(gap[worst]), str(result["nodes"].values[worst])
 
 

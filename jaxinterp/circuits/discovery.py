@@ -197,7 +197,8 @@ def _decide(
 
     def step(state: Any, each: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         place, is_real = each
-        new = jax.vmap(one, in_axes=(0, 0, 0, None))(*state, levels, place)
+        mask, now = state
+        new = jax.vmap(one, in_axes=(0, 0, 0, None))(mask, now, levels, place)
         return jax.tree.map(lambda n, old: jnp.where(is_real, n, old), new, state), None
 
     return jax.lax.scan(step, state, (places, real))[0]

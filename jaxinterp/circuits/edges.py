@@ -91,7 +91,7 @@ def chosen_edges(graph: Graph, edges: Circuit | Iterable[str] | None) -> np.ndar
     if edges is None:
         return graph.exists
     if isinstance(edges, Circuit):
-        chosen = edges.edges if edges.edges.ndim == 2 else edges.edges.any(-1)
+        chosen = np.asarray(edges.edges if edges.edges.ndim == 2 else edges.edges.any(-1))
     else:
         chosen = graph.mask([edges] if isinstance(edges, str) else edges)
     if not chosen.any():

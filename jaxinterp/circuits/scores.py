@@ -138,7 +138,7 @@ def _eap(part: Part, steps: int) -> jax.Array:
 def _eap_ig_inputs(part: Part, steps: int) -> jax.Array:
     where = np.zeros(part.graph.n_senders, bool)
     where[0] = True
-    total: Any = 0.0
+    total = jnp.zeros(())
     for share in _midpoints(steps):
         total = total + _held_at(part, where, share) / steps
     return _edges_only(part, _product(part.model, total, part.gap))
@@ -158,7 +158,9 @@ def _eap_ig_activations(part: Part, steps: int) -> jax.Array:
     for layer in range(-1, graph.config.n_layers):
         for mlp in {False} if layer < 0 or graph.config.attention_only else {False, True}:
             where = (layers == layer) & (is_mlp == mlp)
-            total = sum(_held_at(part, where, share) for share in _midpoints(steps)) / steps
+            total = jnp.zeros(())
+            for share in _midpoints(steps):
+                total = total + _held_at(part, where, share) / steps
             scores = _product(part.model, total, part.gap)
             out = jnp.where(jnp.asarray(where)[:, None], scores, out)
     return _edges_only(part, out)

@@ -115,10 +115,11 @@ def discover(
     say(f"{circuit} from scores")
     if threshold > 0:
         with bar(len(circuit), "edges") as progress:
-            (circuit,) = circuits.acdc(
+            found: Any = circuits.acdc(
                 setting.model, **setting.twins, threshold=[threshold], start=circuit,
                 on_done=progress.update,
             )  # fmt: skip
+        circuit = found[0]
         say(f"{circuit} after ACDC")
     written = [circuit.save(setting.out / "circuit.json")]
     written += _judge(setting, {"circuit": circuit})
@@ -145,7 +146,7 @@ def evaluate(
     setting.finish(_judge(setting, found, alternative))
 
 
-def _scores(setting: Setting, method: str, direction: Any, steps: int) -> xr.DataArray:
+def _scores(setting: Setting, method: Any, direction: Any, steps: int) -> xr.DataArray:
     """Every edge's effect, exact or estimated."""
     from jaxinterp import circuits
 

@@ -121,6 +121,7 @@ def attribute(
                 "on_done": progress.update,
             }  # fmt: skip
             guesses = {}
+            kind: Any
             for kind in method:
                 progress.set_description(f"{name} {kind}")
                 guesses[kind] = attribution.attribute(setting.model, **options, method=kind)

@@ -168,7 +168,7 @@ class Search:
     def _chunk(
         self, cells: np.ndarray, layer: int, streams: jax.Array, values: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """The score [held] as it is; of each cell the score, that with the whole value, basis, rank."""
+        """The score [held] as it is; of each cell: score, with the whole value, basis, rank."""
         given = np.stack([self._given(cell, values) for cell in cells.tolist()])
         where = {axis: index[cells] for axis, index in self.grid.where.items() if axis != "layer"}
 

@@ -198,7 +198,7 @@ def factual_recall(task, tokenizer, i):
 
 def multiple_choice(task, tokenizer, i):
     def parse(text):
-        """The fact and the options of the last question; of each solved one, whether it is right."""
+        """The last question's fact and options; of each solved one, whether it is right."""
         *solved, asked = text.split("\n\n")
         for question in solved:
             fact, options = parse(question)
