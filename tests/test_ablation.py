@@ -142,7 +142,7 @@ def test_roles_of_prompts_of_unequal_length(value, side):
 
 
 def test_the_mean_of_each_prompts_group():
-    templates, ids = ["a", "b", "a", "b"], np.concatenate([PROMPTS, OTHER])
+    templates, ids = ["a", "b", "a", "b"], np.concatenate([PROMPTS, DONORS])
     metric = logit_diff([4, 9, 4, 9], [8, 2, 8, 2])
     result = run("mean", tokens=ids, metric=metric, by=("auto", templates), layers=[1], heads=[2])
     own = recorded("llama") + recorded("llama", "other")
