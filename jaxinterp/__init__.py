@@ -71,14 +71,12 @@ from jaxinterp.model.transforms import (
     fold_norm,
     fold_value_biases,
 )  # fmt: skip
-from jaxinterp.pairs import patch_pairs
 from jaxinterp.patching import patch
 from jaxinterp.results import share
 from jaxinterp.streaming import batches_of, patch_stream
 from jaxinterp.sweep import Ledger, Plan, observe, plan, sweep, sweep_plain
 from jaxinterp.tasks import Task
 from jaxinterp.tokens import Tokenizer
-from jaxinterp.tracing import trace_causes
 from jaxinterp.version import __version__
 
 __all__ = [
@@ -137,7 +135,7 @@ __all__ = [
     "normalized",
     "observe",
     "patch",
-    "patch_pairs",
+   
     "patch_stream",
     "plan",
     "prob",
@@ -155,7 +153,7 @@ __all__ = [
     "sweep",
     "sweep_plain",
     "tasks",
-    "trace_causes",
+   
     "unembed",
     "zero",
 ]  # fmt: skip
