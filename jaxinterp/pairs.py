@@ -90,6 +90,8 @@ def patch_pairs(
     check_metric(metric, model, clean)
     if (corrupted is None) == (value is None):
         raise ValueError("Give corrupted prompts to patch with, or value= to ablate: one of them.")
+    if value is None and (means is not None or not (isinstance(by, str) and by == "auto")):
+        raise ValueError("means= and by= are for ablation: corrupted prompts do not use them.")
     groups = _groups(
         model, clean, site, over, components, layers=layers, positions=positions, heads=heads,
         neurons=neurons,
@@ -179,7 +181,7 @@ def _groups(
 ) -> list[Places]:
     """The components, site by site."""
     if components is not None:
-        given = [f"{name}s=" for name, choice in choices.items() if choice is not None]
+        given = [f"{name}=" for name, choice in choices.items() if choice is not None]
         if given:
             raise ValueError(f"components= names them all: leave out {', '.join(given)}")
     if isinstance(components, Mapping):

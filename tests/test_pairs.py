@@ -195,7 +195,7 @@ def test_cells_at_positions_and_batches():
         ({"value": "zero", "pairs": [(0, 3)]}, r"\(0, 3\) is not a pair of components"),
         ({"value": "zero", "pairs": [("0.1", "9.9")]}, "is not a pair of components"),
         ({"value": "optimal"}, "expected an array, 'zero', 'mean' or 'resample'"),
-        ({"corrupted": OTHER, "means": {}}, "means= is given, but value='resample'"),
+        ({"corrupted": OTHER, "means": {}}, "means= and by= are for ablation"),
         ({"corrupted": OTHER, "direction": "both"}, "direction is 'both'"),
         ({"corrupted": OTHER[:, :5]}, "7 tokens clean and 5 corrupted"),
     ],

@@ -77,9 +77,11 @@ def fitting(
     }
     lengths = {key: a for key, (a, b) in both.items() if a == b}
     if not lengths:
+        pair = next(iter(samples.values()))
+        a, b = next(iter(both.values()))
         raise ValueError(
-            f"No {kind} of {task} has aligned positions with {tokenizer!r}: clean and corrupted "
-            f"prompts have {', '.join(f'{a} and {b}' for a, b in both.values())} tokens."
+            f"No {kind} of {task} has aligned positions with {tokenizer!r}: {pair.clean!r} has "
+            f"{a} tokens, its corrupted twin {pair.corrupted!r} {b}."
         )
     common = commonest(lengths)
     kept = [key for key, length in lengths.items() if length == common or not equal_length]

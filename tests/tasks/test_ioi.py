@@ -152,6 +152,12 @@ def test_the_seed_decides_everything():
     assert one.record()["sha256"] != other.record()["sha256"]
 
 
+def test_a_seed_goes_on_making_the_same_prompts():
+    """So that results of earlier versions can be made again."""
+    assert ioi(TOKENIZERS["words"]).record()["sha256"].startswith("05e150ffce46ac02")
+    assert ioi(TOKENIZERS["bos"]).record()["sha256"].startswith("97f9e74ab218c861")
+
+
 def test_some_of_the_prompts():
     task = ioi(TOKENIZERS["words"], n=8, corruption="abc")
     some = task[2:6][[1, 3]]
