@@ -45,6 +45,7 @@ from jaxinterp.metrics import (
     metric,
     normalized,
     prob,
+    prob_diff,
     rank,
 )  # fmt: skip
 from jaxinterp.model import (

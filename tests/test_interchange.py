@@ -9,13 +9,10 @@ import oracle
 import pytest
 from oracle import assert_near
 from small_models import CONFIGS, DIFF, OTHER, PROMPTS, diff, ragged, small_model
+from two_codes import MODEL, PLANES, task_of
 
-from jaxinterp.handbuilt.writing import Layout, Writer
 from jaxinterp.interchange import (
-    causal_model,
-    counterfactual,
     interchange_accuracy,
-    interchange_task,
     orthonormal,
     principal_angles,
     random_basis,
@@ -230,128 +227,7 @@ def test_labels_among_choices_are_scored_as_by_hand():
     assert scores[1].tolist() == [1, 1]  # of equals the first; any of a set is right
 
 
-# Causal models
-
-
-def test_a_counterfactual_by_hand():
-    f = causal_model(left=lambda a, b: a + b, output=lambda left, c: left * c)
-    base, source = {"a": 1, "b": 2, "c": 3}, {"a": 5, "b": 5, "c": 7}
-    assert f(base) == {"a": 1, "b": 2, "c": 3, "left": 3, "output": 9}
-    assert counterfactual(f, base, source, "left") == 10 * 3
-    assert counterfactual(f, base, source, "c") == 3 * 7
-    assert counterfactual(f, base, source, ("left", "c")) == 10 * 7
-    assert counterfactual(f, base, source, "a", output="left") == 5 + 2
-    plain = {"b": lambda inputs, **fixed: {"x": 1, "output": inputs["a"] + fixed.get("x", 1)}}["b"]
-    with pytest.raises(ValueError, match=r"given x=1 .*|returns no variable 'y'"):
-        counterfactual(plain, {"a": 1}, {"a": 2}, "y")
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: causal_model(a=lambda b: b, b=lambda: 1)({}), "'a' reads 'b', which is neither"),
-        (lambda: causal_model(a=lambda: 1)({}, c=2), "no variable 'c': it has a"),
-        (
-            lambda: counterfactual(
-                lambda inputs, **fixed: {"v": inputs["a"], "output": 0}, {"a": 1}, {"a": 2}, "v"
-            ),
-            "was given v=2 and returned 1",
-        ),
-    ],
-)
-def test_causal_models_that_do_not_work_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-# A model whose variables lie in known planes of its stream, none of them along an axis
-
-
-CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]]) / 2
-F = causal_model(
-    high=lambda a: a // 2, low=lambda a: a % 2, left=lambda high, low: 2 * high + low,
-    right=lambda b: b, output=lambda left, right: 4 * left + right,
-)  # fmt: skip
-ASK, FIRST = 4, 5  # token ids: 0 to 3 are the inputs; answers begin at FIRST
-
-
-def two_codes():
-    """A model of prompts [a, b, ?] that answers with the pair (a, b), and its planes.
-
-    Head 0 of layer 0 copies a's code, a corner of a square, into the plane ``left``; head 1 that
-    of b into ``right``. The logits are linear in both.
-    """
-    layout = Layout(token=5, position=3, left=2, right=2, spare=12)
-    w = Writer(
-        layout, n_heads=2, d_head=5, d_mlp=0, vocab_size=FIRST + 16, n_ctx=3, positions="learned"
-    )
-    w.params.embed.W_E[:5, layout["token"]] = np.eye(5)
-    w.params.embed.W_pos[:, layout["position"]] = np.eye(3)
-    answers = np.arange(16)
-    for head, (plane, code) in enumerate({"left": answers // 4, "right": answers % 4}.items()):
-        w.q(0, head, "position", 30 * np.eye(3)[[head] * 3])
-        w.k(0, head, "position", np.eye(3))
-        w.v(0, head, "token", np.vstack([CORNERS, [[0, 0]]]))
-        w.o(0, head, plane, np.eye(2))
-        w.unembed(plane, np.hstack([np.zeros((2, FIRST)), 10 * CORNERS[code].T]))
-    model, p = w.model("two_codes"), w.params
-    Q = np.linalg.qr(np.random.default_rng(0).standard_normal((24, 24)))[0]
-    attn = p.blocks.attn
-    reads = {k: np.einsum("ed,lhdk->lhek", Q, getattr(attn, k)) for k in ("W_Q", "W_K", "W_V")}
-    attn = attn.replace(**reads, W_O=np.einsum("ed,lhkd->lhke", Q, attn.W_O))
-    turned = p.replace(
-        embed=p.embed.replace(W_E=p.embed.W_E @ Q.T, W_pos=p.embed.W_pos @ Q.T),
-        blocks=p.blocks.replace(attn=attn),
-        head=p.head.replace(W_U=Q @ p.head.W_U),
-    )
-    turned = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), turned)
-    return model.replace(params=turned), {k: Q[:, at] for k, at in layout.items()}
-
-
-MODEL, PLANES = two_codes()
-
-
-def task_of(variable, n=96, **options):
-    def sample(rng):
-        return {"a": int(rng.integers(4)), "b": int(rng.integers(4))}
-
-    return interchange_task(
-        F, sample, variable=variable, n=n, prompt=lambda i: [i["a"], i["b"], ASK],
-        answer=lambda output: FIRST + output, outputs=range(16), **options,
-    )  # fmt: skip
-
-
-def test_the_model_computes_what_its_causal_model_says():
-    task = task_of("left")
-    top = np.asarray(forward(MODEL, task.base).logits[:, -1].argmax(-1))
-    np.testing.assert_array_equal(top, task.base_labels)
-
-
-def test_a_task_holds_the_counterfactual_of_every_pair():
-    task = task_of("left", roles=lambda inputs: {"A": 0, "END": 2})
-    ids = np.asarray(task.base.ids), np.asarray(task.source.ids)
-    np.testing.assert_array_equal(task.labels, FIRST + 4 * ids[1][:, 0] + ids[0][:, 1])
-    np.testing.assert_array_equal(task.source_labels, FIRST + 4 * ids[1][:, 0] + ids[1][:, 1])
-    assert task.changed.sum() == 48
-    assert task.base_roles["END"].tolist() == [2] * 96
-    assert task.choices.tolist() == list(range(5, 21))
-    again, other = task_of("left"), task_of("left", seed=1)
-    assert again.record()["pairs"] == task.record()["pairs"] != other.record()["pairs"]
-    assert 0.6 < task_of("left", changed=None, n=400).changed.mean() < 0.9  # 3 in 4
-
-
-def test_prompts_of_a_task_may_differ_in_length():
-    task = interchange_task(
-        F, lambda rng: {"a": int(rng.integers(4)), "b": int(rng.integers(4))}, variable="right",
-        n=20, prompt=lambda i: [0] * i["a"] + [i["b"], ASK], answer=lambda o: FIRST + o,
-        roles=lambda i: {"b": i["a"]},
-    )  # fmt: skip
-    for inputs, tokens, at in (
-        (task.base_inputs, task.base, task.base_roles["b"]),
-        (task.source_inputs, task.source, task.source_roles["b"]),
-    ):
-        assert np.asarray(tokens.lengths).tolist() == [i["a"] + 2 for i in inputs]
-        assert np.asarray(tokens.ids)[np.arange(20), at].tolist() == [i["b"] for i in inputs]
+# The search, in a model whose variables lie in known planes of its stream
 
 
 def test_the_known_plane_carries_the_variable_and_a_random_one_does_not():
@@ -553,23 +429,3 @@ def test_bad_interventions_are_refused(edit, message):
 def test_bad_grids_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         sweep_das(MODEL, **TASK.arguments, **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"n": 0}, "expected n from 1"),
-        ({"changed": 1.5}, "a share of 0 to 1"),
-        ({"prompt": lambda i: "text"}, "prompt gives texts: pass tokenizer="),
-        ({"answer": lambda o: "text"}, "answer gives 'text'"),
-        ({"sample": lambda rng: {"a": 0, "b": 0}, "changed": 1.0}, "that differs from the base's"),
-        ({"variable": "middle"}, "returns no variable 'middle'"),
-    ],
-)
-def test_bad_tasks_are_refused(options, message):
-    given = {
-        "sample": lambda rng: {"a": int(rng.integers(4)), "b": 0}, "variable": "left", "n": 4,
-        "prompt": lambda i: [i["a"], i["b"], ASK], "answer": lambda o: FIRST + o, **options,
-    }  # fmt: skip
-    with pytest.raises(ValueError, match=message):
-        interchange_task(F, given.pop("sample"), **given)

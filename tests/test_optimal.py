@@ -1,15 +1,16 @@
-"""Optimal constants: a closed form on a linear model, SciPy's optimum, never worse than the mean."""
+"""Optimal constants: a closed form on a linear model, SciPy's optimum, no worse than the mean."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import xarray as xr
 from small_models import CONFIGS, DIFF, OTHER, PROMPTS, small_model
 
 from jaxinterp.ablation import ablate
 from jaxinterp.interventions import replace
-from jaxinterp.metrics import cross_entropy, evaluate, kl
+from jaxinterp.metrics import cross_entropy, evaluate, kl, logit_diff
 from jaxinterp.model import forward
 from jaxinterp.optimal import optimal_constants
 from jaxinterp.results import load, save
@@ -27,7 +28,8 @@ def test_on_a_linear_model_the_optimum_is_the_residual_variance():
     """The last layer of a model without norms is linear: a constant can fix only the mean."""
     model = small_model("attention_only")
     assert CONFIGS["attention_only"].norm == "none"
-    options = {"tokens": PROMPTS, "metric": DIFF, "layers": [2]}
+    tokens = np.concatenate([PROMPTS, OTHER])
+    options = {"tokens": tokens, "metric": logit_diff(4, 8), "layers": [2]}
     found = optimal_constants(model, **options, steps=150)
     zero = effects(ablate(model, value="zero", **options)).values[0]  # [H B]
     np.testing.assert_allclose(found.loss[0], zero.var(-1), rtol=1e-2, atol=1e-4)
@@ -75,18 +77,25 @@ def test_every_cell_beats_zero_and_the_mean():
 
 
 ROLES = {"S": [2, 3], "end": [6, 6]}
-GRIDS = [
-    ("resid_post", ("layer", "position"), {"layers": [1], "positions": ROLES}, {"d_model": 8}),
-    ("mlp_post", ("layer", "neuron"), {"layers": [2], "neurons": 5}, {"unit": 10}),
-    ("mlp_post", ("layer", "neuron"), {"layers": [2], "neurons": [0, 7]}, {}),
-    ("attn_out", ("position",), {"positions": [3]}, {"layer": 3, "d_model": 8}),
-    ("embed", ("position",), {"positions": [2]}, {"d_model": 8}),
-    ("ln_final_normalized", ("position",), {"positions": [6]}, {"d_model": 8}),
-]
+GRIDS = {
+    "roles": ("resid_post", ("layer", "position"), {"layers": [1], "positions": ROLES},
+              {"d_model": 8}),
+    "blocks": ("mlp_post", ("layer", "neuron"), {"layers": [2], "neurons": 5}, {"unit": 10}),
+    "neurons": ("mlp_post", ("layer", "neuron"), {"layers": [2], "neurons": [0, 7]}, {}),
+    "all layers": ("attn_out", ("position",), {"positions": [3]}, {"layer": 3, "d_model": 8}),
+    "embed": ("embed", ("position",), {"positions": [2]}, {"d_model": 8}),
+    "final norm": ("ln_final_normalized", ("position",), {"positions": [6]}, {"d_model": 8}),
+}  # fmt: skip
+QUICK = ("roles", "blocks", "all layers", "final norm")
 
 
-@pytest.mark.parametrize(("site", "over", "choice", "inner"), GRIDS, ids=[
-    "roles", "blocks", "neurons", "all layers", "embed", "final norm"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("site", "over", "choice", "inner"),
+    [
+        pytest.param(*grid, id=name, marks=() if name in QUICK else pytest.mark.long)
+        for name, grid in GRIDS.items()
+    ],
+)
 def test_constants_of_any_grid(site, over, choice, inner):
     """The loss under a constant is that of putting it there by hand, and training helps."""
     model = small_model("gpt2")
@@ -146,11 +155,13 @@ def test_bad_input_is_an_error(options, message):
 
 
 def test_constants_of_another_grid_are_an_error():
-    found, model = constants(steps=1, **ONE), small_model("llama")
+    model, dims = small_model("llama"), ("layer", "head", "d_head")
+    attrs = {"site": "z", "block": 0}
+    found = xr.DataArray(np.ones((1, 1, 6)), {"layer": [1], "head": [2]}, dims, attrs=attrs)
     options = {"tokens": PROMPTS, "metric": DIFF, "value": found}
     with pytest.raises(ValueError, match="no constant for some cells"):
         ablate(model, **options)
-    with pytest.raises(ValueError, match="expected .* of 'v'"):
+    with pytest.raises(ValueError, match="of 'z', expected"):
         ablate(model, site="v", **options)
     with pytest.raises(ValueError, match="leave out means= and donors="):
         ablate(model, donors=OTHER, **ONE, **options)

@@ -296,3 +296,11 @@ def test_the_first_difference_counts_within_the_prompt():
     assert first[0] == 2
     assert first[1] >= 2  # no difference: beyond its end
     assert patching.first_difference(as_tokens(CLEAN), as_tokens(CORRUPTED)).tolist() == [2, 3]
+
+
+def test_token_types_alone_make_a_difference():
+    tokens = as_tokens(CLEAN)
+    types = np.zeros_like(CLEAN), np.zeros_like(CLEAN)
+    types[1][1, 4] = 1
+    clean, corrupted = (tokens.replace(types=t) for t in types)
+    assert patching.first_difference(clean, corrupted).tolist() == [7, 4]

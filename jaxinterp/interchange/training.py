@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
     """How to train.
 
     rank: of the subspace; None: boundless, learned. temperature: of the boundary in dimensions,
-    first and last step. penalty: of the boundary, in nats for the whole width.
+    first and last step. penalty: of every direction before the boundary, in nats.
     """
 
     rank: int | None
@@ -142,7 +142,9 @@ def _step(
             weights = soft(fit.boundary, fit.theta.shape[-1], temperature)
         edit = edit_of(site, layer, cell, rows, orthonormal(fit.theta), weights)
         value = -onward(model, x, layer, tokens, metric, (edit,)).mean()
-        return value if fit.boundary is None else value + penalty * jax.nn.sigmoid(fit.boundary)
+        if fit.boundary is None:
+            return value
+        return value + penalty * fit.theta.shape[-1] * jax.nn.sigmoid(fit.boundary)
 
     def total(fit: Fit) -> tuple[jax.Array, jax.Array]:
         each = jax.vmap(loss)(fit, cells)
