@@ -139,7 +139,7 @@ __all__ = [
    
     "patch_stream",
     "plan",
-    "prob",
+    "prob", "prob_diff",
     "product",
     "project_out",
     "rank",
