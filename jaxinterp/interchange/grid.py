@@ -70,7 +70,7 @@ def sweep_das(
     learning_rate: float = 0.1,
     batch: int = 32,
     held_out: float = 0.25,
-    penalty: float = 1.0,
+    penalty: float = 0.05,
     temperature: tuple[float, float] | None = None,
     seed: int = 0,
     memory: int = MEMORY,

@@ -126,7 +126,7 @@ def train_das(
     learning_rate: float = 0.1,
     batch: int = 32,
     held_out: float = 0.25,
-    penalty: float = 1.0,
+    penalty: float = 0.05,
     temperature: tuple[float, float] | None = None,
     seed: int = 0,
     memory: int = MEMORY,
@@ -141,9 +141,10 @@ def train_das(
 
     rank: the number of directions, or "boundless": of a whole rotation [D D] the directions
     before a learned boundary count, softly at first: by a temperature that falls geometrically
-    from the first to the last of ``temperature`` (in directions; default: D / 8 to 0.1). The
-    objective then has ``penalty`` times the share of the width before the boundary added. At the
-    end the boundary is rounded to whole directions.
+    from the first to the last of ``temperature`` (in directions; default: D / 8 to 0.1). At the
+    end it is rounded to whole directions. Each of them costs ``penalty`` nats, so that one that
+    gains less is left out (Wu et al. penalise the boundary as a share of the width: then what a
+    direction costs depends on D).
 
     held_out: the share of pairs, drawn by ``seed``, that training does not see. on_step: called
     with the step and its loss.
