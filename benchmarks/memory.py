@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import importlib
 import json
 import os
 import subprocess
@@ -46,11 +47,11 @@ def measure(case: str) -> dict[str, Any]:
     """In this process: bytes planned and used, of loading or of a sweep."""
     import jax
     import jax.numpy as jnp
-    import orbax.checkpoint  # noqa: F401  (what loading imports is not what it loads)
-    import tokenizers  # noqa: F401
 
     import jaxinterp as ji
-    import jaxinterp.loading.gguf
+
+    for name in ("orbax.checkpoint", "tokenizers", "gguf"):  # what loading imports is not loaded
+        importlib.import_module(name)
 
     path = ji.fetch(MODEL)
     jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((8, 8))))

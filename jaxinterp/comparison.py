@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp import stats
 from jaxinterp.cells import make_cells
 from jaxinterp.grid_runs import Driver, check_pair, recorded, site_and_layers
 from jaxinterp.interventions import Shared, replace
@@ -26,13 +27,7 @@ Exact = Callable[[np.ndarray], np.ndarray]
 
 def effects(result: xr.DataArray) -> xr.DataArray:
     """What each patch does to the metric, mean over prompts: dims (*over), in the metric's unit."""
-    base = "clean" if result.attrs.get("direction") == "noise" else "corrupted"
-    if base not in result.coords or "prompt" not in result.dims:
-        raise ValueError(
-            f"This is no result of patching or attribution, which have a prompt dim and a {base} "
-            "baseline: give the DataArray that `patch` or `attribute` returns."
-        )
-    effect = (result - result.coords[base]).mean("prompt", skipna=False)
+    effect = stats.effects(result).mean("prompt", skipna=False)
     return effect.rename("effect").assign_attrs(result.attrs)
 
 

@@ -109,8 +109,6 @@ class Circuit:
         a, b = self._other(other)
         return bool((a == b).all())
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __len__(self) -> int:
         return int(self._flat.sum())
 

@@ -166,8 +166,9 @@ def _received(part: Part, kind: str, layer: int, places: np.ndarray) -> np.ndarr
     if kind in ("mlp", "logits"):
         return np.zeros((len(places), batch, length, part.graph.config.d_head), part.gap.dtype)
     heads = places[:, 0] - part.graph.receiver(layer, kind)
-    read = received(part.model, jnp.int32(layer), part.run.resid_pre[layer], part.gap, kind=kind)
-    return np.asarray(read)[places[:, 1], :, :, heads]
+    read = part.run.resid_pre[layer] + part.gap
+    found = received(part.model, jnp.int32(layer), read, kind=kind)
+    return np.asarray(found)[places[:, 1], :, :, heads]
 
 
 def _grid(part: Part, held: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, Exchange]:
@@ -188,16 +189,11 @@ def _grid(part: Part, held: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.nda
 
 
 @functools.partial(jit, static=("kind",))
-def received(
-    model: Model, index: jax.Array, stream: jax.Array, gap: jax.Array, *, kind: str
-) -> jax.Array:
-    """What a layer's heads compute from ``stream + gap`` for each sender: [S B P H K].
-
-    stream [B P D] is what they read, gap [S B P D] what is added.
-    """
+def received(model: Model, index: jax.Array, read: jax.Array, *, kind: str) -> jax.Array:
+    """The queries, keys or values [N B P H K] of a layer's heads that read streams [N B P D]."""
     c, layer = model.config, layer_at(model, index)
     attn = layer.params.attn
     W, b = getattr(attn, f"W_{kind.upper()}"), getattr(attn, f"b_{kind.upper()}")
-    read = normalize(c, layer.params.ln1 if c.norm_input else None, stream + gap)
-    y = einsum(c, "sbpd,hdk->sbphk", read, W)
+    normed = normalize(c, layer.params.ln1 if c.norm_input else None, read)
+    y = einsum(c, "nbpd,hdk->nbphk", normed, W)
     return y if b is None else y + b

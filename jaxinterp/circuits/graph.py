@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from jaxinterp.model import Config
-
-_HEAD = re.compile(r"a(\d+)\.h(\d+)")
-KINDS = ("q", "k", "v", "mlp")  # of receivers within a layer, in order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,11 +212,3 @@ class Graph:
             "n_layers": c.n_layers, "n_heads": c.n_heads, "n_kv_heads": c.n_kv_heads,
             "parallel_attn_mlp": c.parallel, "d_model": c.d_model, "attn_only": c.attention_only,
         }  # fmt: skip
-
-
-def parse_head(name: str) -> tuple[int, int]:
-    """(layer, head) of ``a5.h1``. Raises ``ValueError`` for other names."""
-    found = _HEAD.fullmatch(name)
-    if not found:
-        raise ValueError(f"{name!r} is not a head: expected a name such as 'a5.h1'.")
-    return int(found[1]), int(found[2])

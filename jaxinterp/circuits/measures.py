@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.circuits.circuit import Circuit
+from jaxinterp.circuits.discovery import greedy_edges, top_edges
 from jaxinterp.circuits.masked import masked_metric
 from jaxinterp.circuits.runs import Direction, Part, Runs, prepare
 from jaxinterp.grid_runs import ignore
 from jaxinterp.metrics import Metric
 from jaxinterp.model import Model, Tokens
 from jaxinterp.model.compiled import jit
+from jaxinterp.results import share
 from jaxinterp.sweep.devices import to_host
 from jaxinterp.sweep.schedule import MEMORY
 
@@ -47,8 +49,8 @@ def evaluate_circuits(
     """m(C) of many circuits, each in one pass, many at a time: dims ("circuit", "prompt").
 
     Coordinates: ``edges`` (how many), ``share`` (of the graph's), the baselines ``clean`` and
-    ``corrupted`` (m(M) and m(0), or the reverse for direction="denoise"). `jaxinterp.share` of
-    the result is the faithfulness f(C) = (m(C) - m(0)) / (m(M) - m(0)).
+    ``corrupted`` (m(M) and m(0), or the reverse for direction="denoise"). `faithfulness` reads
+    the result.
 
     alternative: as in `patch_edges`. on_done: called with circuits x prompts done.
     """
@@ -127,11 +129,8 @@ def faithfulness(result: xr.DataArray) -> xr.DataArray:
 
     1: as the whole model; 0: as with no edge left (Mueller et al. 2025, eq. 1).
     """
-    noise = result.attrs["direction"] == "noise"
-    whole, none = (result[side].mean() for side in (("clean", "corrupted") if noise else
-                                                    ("corrupted", "clean")))  # fmt: skip
-    gap = whole - none
-    out = (result.mean("prompt") - none) / gap.where(gap != 0)
+    out = share(result)  # of the way from corrupted to clean
+    out = out if result.attrs["direction"] == "noise" else 1 - out
     return out.rename("faithfulness").assign_attrs(result.attrs)
 
 
@@ -163,8 +162,6 @@ def faithfulness_curve(
     the arguments of `evaluate_circuits`. Coordinate ``fraction`` holds k. Keep edges whose
     removal lowers the metric: scores of an exchange are negated first.
     """
-    from jaxinterp.circuits.discovery import greedy_edges, top_edges
-
     choose = {"top": top_edges, "greedy": greedy_edges}
     if select not in choose:
         raise ValueError(f"select={select!r}, expected 'top' or 'greedy'.")

@@ -19,15 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.circuits.circuit import graph_of
+from jaxinterp.circuits.edges import received
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.circuits.masked import Held, walk
 from jaxinterp.circuits.runs import Direction, Part, prepare
 from jaxinterp.grid_runs import ignore
 from jaxinterp.interventions import Edit, Shared, replace
 from jaxinterp.metrics import Metric
-from jaxinterp.model import Model, Tokens, layer_at
+from jaxinterp.model import Model, Tokens
 from jaxinterp.model.compiled import jit
-from jaxinterp.model.parts import einsum, normalize
 from jaxinterp.sweep import Ledger
 from jaxinterp.sweep.schedule import MEMORY
 
@@ -183,16 +183,6 @@ def _edit(part: Part, receiver: int, read: tuple[Any, ...]) -> Edit:
         return replace("resid_post", stream, layer=at, **position)
     if kind == "mlp":
         return replace("mlp_in", mlp[:, layer], layer=at, **position)
-    value = _projected(part.model, jnp.int32(layer), jnp.int32(head), attention[:, layer], kind)
+    value = received(part.model, jnp.int32(layer), jnp.asarray(attention[:, layer]), kind=kind)
     heads = np.full(count, head)
-    return replace(kind, np.asarray(value)[:, :, :, None], layer=at, head=heads, **position)
-
-
-def _projected(model: Model, index: Any, head: Any, read: Any, kind: str) -> jax.Array:
-    """A head's query, key or value [N B P K] from streams [N B P D]."""
-    c, layer = model.config, layer_at(model, index)
-    attn = layer.params.attn
-    W, b = getattr(attn, f"W_{kind.upper()}"), getattr(attn, f"b_{kind.upper()}")
-    x = normalize(c, layer.params.ln1 if c.norm_input else None, jnp.asarray(read))
-    y = einsum(c, "nbpd,dk->nbpk", x, W[head])
-    return y if b is None else y + b[head]
+    return replace(kind, np.asarray(value)[:, :, :, [head]], layer=at, head=heads, **position)

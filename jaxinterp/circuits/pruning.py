@@ -30,8 +30,8 @@ LOW, HIGH, HEAT = -0.1, 1.1, 2 / 3  # the stretch and temperature of Louizos et 
 class Gates(NamedTuple):
     """log_alpha [R S]: each gate's logit. lagrange [2]: multipliers of the target's miss."""
 
-    log_alpha: jax.Array
-    lagrange: jax.Array
+    log_alpha: Any
+    lagrange: Any
 
 
 def draw(log_alpha: jax.Array, key: jax.Array) -> jax.Array:
@@ -80,7 +80,7 @@ def prune_edges(
     optimizer = optax.multi_transform(
         {"gates": optax.adam(learning_rate), "lagrange": optax.chain(
             optax.adam(learning_rate), optax.scale(-1.0))},
-        Gates("gates", "lagrange"),  # type: ignore[arg-type]
+        Gates("gates", "lagrange"),
     )  # fmt: skip
     # Gates begin open, and the target share comes down linearly over the first half.
     gates = Gates(jnp.full(runs.graph.exists.shape, 3.0), jnp.zeros(2))

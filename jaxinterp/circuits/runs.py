@@ -154,8 +154,8 @@ def _observed(model: Model, tokens: Tokens, metric: Metric) -> tuple[Pass, jax.A
 
 
 def prepare(
-    model: Model, clean: Any, corrupted: Any, metric: Metric, direction: str, alternative: Any,
-    batch: int | None, identity: tuple[Any, ...] = (), **options: Any,
+    model: Model, clean: Any, corrupted: Any, metric: Metric, direction: Direction,
+    alternative: Any, batch: int | None, identity: tuple[Any, ...] = (), **options: Any,
 ) -> Runs:  # fmt: skip
     """Check what a method over edges is given. ``corrupted`` is needed for "run" only.
 
@@ -193,7 +193,7 @@ def prepare(
     given = alternative if isinstance(alternative, str) else np.asarray(alternative)
     identity = (clean, corrupted, metric.describe(), metric, direction, given, *identity)
     driver = Driver.of(model, clean, identity, batch=size, **options)
-    return Runs(tokens, donors if own else None, metric, direction, alternative, driver)  # type: ignore[arg-type]
+    return Runs(tokens, donors if own else None, metric, direction, alternative, driver)
 
 
 def edge_result(

@@ -105,19 +105,13 @@ def gradients(
     held: senders that are held; mask and other: edges that are exchanged, as in `walk`.
     """
     shape = jax.eval_shape(walk, model, tokens)
-    n_receivers = model.config.n_layers * _reads(model) + 1
-    zero = jnp.zeros((n_receivers, *shape.stream.shape), shape.stream.dtype)
+    zero = jnp.zeros((graph_of(model).n_receivers, *shape.stream.shape), shape.stream.dtype)
 
     def total(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         run = walk(model, tokens, mask, other, shift, held)
         return measure(model, tokens, metric, run.stream).sum(), run.written
 
     return jax.grad(total, has_aux=True)(zero)
-
-
-def _reads(model: Model) -> int:
-    c = model.config
-    return c.n_heads + 2 * c.n_kv_heads + (not c.attention_only)
 
 
 @jit

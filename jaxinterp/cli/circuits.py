@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def edges(
-    job: OfJob = Job(),  # noqa: B008
+    job: OfJob = Job(),
     direction: Literal["denoise", "noise"] = "noise",
     method: Literal["exact", "eap", "eap-ig-inputs", "eap-ig-activations", "ig-edges"] = "exact",
     steps: int = 5,
@@ -47,7 +47,7 @@ def edges(
 
 def paths(
     receivers: tuple[str, ...],
-    job: OfJob = Job(),  # noqa: B008
+    job: OfJob = Job(),
     senders: tuple[str, ...] = (),
     through: tuple[str, ...] = (),
     direction: Literal["denoise", "noise"] = "noise",
@@ -83,7 +83,7 @@ def paths(
 
 
 def discover(
-    job: OfJob = Job(),  # noqa: B008
+    job: OfJob = Job(),
     method: Literal["exact", "eap", "eap-ig-inputs", "eap-ig-activations", "ig-edges"] = (
         "eap-ig-inputs"
     ),
@@ -129,7 +129,7 @@ def discover(
 
 def evaluate(
     circuit: tuple[Path, ...],
-    job: OfJob = Job(),  # noqa: B008
+    job: OfJob = Job(),
     alternative: Literal["run", "zero"] = "run",
 ) -> None:
     """How faithful circuits (JSON files) are on a task.

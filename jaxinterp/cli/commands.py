@@ -28,7 +28,7 @@ OVER = {
 
 
 def patch(
-    job: OfJob = Job(),  # noqa: B008
+    job: OfJob = Job(),
     site: tuple[str, ...] = ("resid_pre", "z"),
     over: tuple[str, ...] = (),
     direction: Literal["denoise", "noise"] = "denoise",
@@ -60,7 +60,7 @@ def patch(
 
 
 def ablate(
-    job: OfJob = Job(),  # noqa: B008
+    job: OfJob = Job(),
     site: tuple[str, ...] = ("z", "mlp_out"),
     over: tuple[str, ...] = (),
     value: Literal["zero", "mean", "resample"] = "mean",
@@ -91,7 +91,7 @@ def ablate(
 
 
 def attribute(
-    job: OfJob = Job(),  # noqa: B008
+    job: OfJob = Job(),
     site: tuple[str, ...] = ("resid_pre", "z"),
     over: tuple[str, ...] = (),
     method: tuple[str, ...] = ("atp", "ig"),

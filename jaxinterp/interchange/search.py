@@ -216,10 +216,11 @@ def layer_values(model: Model, tokens: Tokens, site: str, layer: int, size: int)
 
 
 def method(rank: Rank) -> str:
+    """The method's name, for a claim."""
     return (
         "boundless distributed alignment search"
         if rank == "boundless"
-        else ("distributed alignment search")
+        else "distributed alignment search"
     )
 
 

@@ -249,6 +249,7 @@ def plain(text: Any) -> None:
 
 
 def bare(axes: Axes) -> None:
+    """Take away the frame and the ticks' marks."""
     for side in axes.spines.values():
         side.set_visible(False)
     axes.tick_params(length=0)
