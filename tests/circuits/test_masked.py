@@ -80,11 +80,11 @@ def test_held_senders_write_what_they_are_given(name):
     where[[0, 2, graph.sender(1, 3), graph.sender(2)][: 4 - CONFIGS[name].attention_only]] = True
 
     @jax.jit
-    def held(tokens, where):
+    def held(model, tokens, where):
         run = walk(model, tokens, held=Held(where, other))
         return measure(model, tokens, DIFF, run.stream)
 
-    got = held(TOKENS, jnp.asarray(where))
+    got = held(model, TOKENS, jnp.asarray(where))
     runs = []
     for ids, donor in zip(PROMPTS, OTHER, strict=True):
         _, given = run(model, donor)

@@ -59,7 +59,7 @@ def test_ig_inputs_averages_slopes_along_the_embeddings():
         held_at[0] = True
 
         @jax.jit
-        def value(tokens, shift, share):
+        def value(model, tokens, shift, share):
             held = Held(held_at, clean + share * (other - clean))
             run = walk(model, tokens, shift=shift, held=held)
             return measure(model, tokens, DIFF, run.stream)
@@ -74,7 +74,9 @@ def test_ig_inputs_averages_slopes_along_the_embeddings():
                 share = (k + 0.5) / steps
                 total = (
                     total
-                    + (value(tokens, shift, share) - value(tokens, -shift, share)) / 2e-5 / steps
+                    + (value(model, tokens, shift, share) - value(model, tokens, -shift, share))
+                    / 2e-5
+                    / steps
                 )
             np.testing.assert_allclose(got[i] - got["clean"], total, atol=1e-6, rtol=1e-4)
 

@@ -218,7 +218,7 @@ def test_a_model_without_unembedding(patch_refuses, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--task", "iou"], "'iou' is not a task. Tasks are ioi."),
+        (["--task", "iou"], "'iou' is not a task. Tasks are ioi,"),
         (["--corruption", "noise"], ("corruption='noise'", "expected 'swap_subject'")),
         (["--n", 0], ("--n 0", "at least 1")),
         (["--n", -3], ("--n -3", "at least 1")),

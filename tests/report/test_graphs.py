@@ -48,7 +48,7 @@ def test_edges_are_drawn_with_their_weights():
     assert sum(a.get_linestyle() == "--" for a in drawn) == 1
     # A key of two heads, one of which is in the circuit (by its output), is drawn once.
     grouped = Circuit.of(LLAMA, ["input->a1.h0<k>", "a1.h1->logits"])
-    assert len(arrows(draw_circuit(grouped))) == 3
+    assert len(arrows(draw_circuit(grouped))) == 2
 
 
 def test_a_picture_of_too_many_edges_shows_the_heaviest():

@@ -137,7 +137,7 @@ def test_axes_find_their_place():
 
 
 def test_what_is_no_sweep_is_refused(sweep):
-    with pytest.raises(ValueError, match="clean or corrupted"):
+    with pytest.raises(ValueError, match="no clean"):
         summarize(xr.DataArray(np.zeros((2, 3)), dims=("layer", "prompt")))
     with pytest.raises(ValueError, match="no prompt"):
         summarize(sweep(n=2).isel(prompt=0))
