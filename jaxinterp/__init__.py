@@ -6,17 +6,22 @@
 """
 
 from jaxinterp import (
+    ablation,
     attribution,
     circuits,
     comparison,
     handbuilt,
+    interchange,
     metrics,
     nnx,
+    pairs,
     results,
+    scrubbing,
     stats,
     tasks,
+    tracing,
 )
-from jaxinterp.ablation import ablate
+from jaxinterp.ablation import ablate, mean_activations
 from jaxinterp.attribution import attribute
 from jaxinterp.comparison import compare
 from jaxinterp.generation import Generated, generate
@@ -32,7 +37,6 @@ from jaxinterp.interventions import (
     zero,
 )  # fmt: skip
 from jaxinterp.loading import LoadError, fetch, load, models, save
-from jaxinterp.means import mean_activations
 from jaxinterp.metrics import (
     Metric,
     accuracy,
@@ -72,12 +76,15 @@ from jaxinterp.model.transforms import (
     fold_norm,
     fold_value_biases,
 )  # fmt: skip
+from jaxinterp.pairs import patch_pairs
 from jaxinterp.patching import patch
 from jaxinterp.results import share
+from jaxinterp.scrubbing import scrub
 from jaxinterp.streaming import batches_of, patch_stream
 from jaxinterp.sweep import Ledger, Plan, observe, plan, sweep, sweep_plain
 from jaxinterp.tasks import Task
 from jaxinterp.tokens import Tokenizer
+from jaxinterp.tracing import trace_causes
 from jaxinterp.version import __version__
 
 __all__ = [
@@ -103,6 +110,7 @@ __all__ = [
     "Where",
     "__version__",
     "ablate",
+    "ablation",
     "accuracy",
     "add",
     "attribute",
@@ -123,6 +131,7 @@ __all__ = [
     "generate",
     "handbuilt",
     "init",
+    "interchange",
     "kl",
     "load",
     "log_prob",
@@ -135,11 +144,13 @@ __all__ = [
     "nnx",
     "normalized",
     "observe",
+    "pairs",
     "patch",
-   
+    "patch_pairs",
     "patch_stream",
     "plan",
-    "prob", "prob_diff",
+    "prob",
+    "prob_diff",
     "product",
     "project_out",
     "rank",
@@ -148,13 +159,16 @@ __all__ = [
     "run_layers",
     "save",
     "scale",
+    "scrub",
+    "scrubbing",
     "shapes",
     "share",
     "stats",
     "sweep",
     "sweep_plain",
     "tasks",
-   
+    "trace_causes",
+    "tracing",
     "unembed",
     "zero",
-]  # fmt: skip
+]

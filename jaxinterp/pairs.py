@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.ablation.fills import Fill, fill_of, in_full
 from jaxinterp.cells import Cells, coordinates, label, make_cells
 from jaxinterp.components import Places, of_cells, of_list, of_sites
-from jaxinterp.fills import Fill, fill_of, in_full
 from jaxinterp.grid_runs import (
     Direction,
     Driver,

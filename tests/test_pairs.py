@@ -8,7 +8,7 @@ import pytest
 from oracle import assert_near, batch
 from small_models import CONFIGS, DIFF, PROMPTS, diff, small_model
 
-from jaxinterp.ablation import ablate
+from jaxinterp.ablation.sweep import ablate
 from jaxinterp.metrics import logit_diff
 from jaxinterp.model import Config, as_tokens, init
 from jaxinterp.pairs import conditional, interaction, patch_pairs, singles

@@ -14,17 +14,14 @@ here: their gradient is the ordinary one.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from jaxinterp.attribution.gradients import Pair
 from jaxinterp.model import SITES, At, Config, Model
-from jaxinterp.model.parts import ACTIVATIONS
+from jaxinterp.model.parts import GAIN_HELD
 from jaxinterp.model.sites import absent
 
 RULES = ("norm", "activation", "gate", "attention")
@@ -35,11 +32,12 @@ ABOVE_PATTERN = ("q", "k", "rot_q", "rot_k", "attn_scores")
 def attribution(pair: Pair, rules: tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
     """The base run's metric [B] and the relevance of each cell [*over, B]."""
     before = interventions(pair.model.config, rules)
-    if "activation" not in rules:
-        metric, slopes = pair.slopes(before)
-    else:
-        with gain_held(pair.model) as model:
-            metric, slopes = dataclasses.replace(pair, model=model).slopes(before)
+    held = pair
+    if "activation" in rules:
+        config = pair.model.config
+        model = pair.model.replace(config=config.replace(act=config.act + GAIN_HELD))
+        held = dataclasses.replace(pair, model=model)
+    metric, slopes = held.slopes(before)
     return metric, pair.cells(slopes)
 
 
@@ -88,32 +86,3 @@ class Halve(struct.PyTreeNode):
     def __call__(self, value: jax.Array, at: At) -> jax.Array:
         half = value / 2
         return half + jax.lax.stop_gradient(value - half)
-
-
-def held_gain(act: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    """The activation function, with act(x) / x for a slope (at 0: its own slope)."""
-
-    @jax.custom_jvp
-    def held(x: jax.Array) -> jax.Array:
-        return act(x)
-
-    @held.defjvp
-    def held_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-        (x,), (way,) = primals, tangents
-        y, slope = jax.jvp(act, (x,), (jnp.ones_like(x),))
-        gain = jnp.where(x == 0, slope, y / jnp.where(x == 0, 1, x))
-        return y, gain * way
-
-    return held
-
-
-@contextlib.contextmanager
-def gain_held(model: Model) -> Iterator[Model]:
-    """The model whose activation function has its gain held, while it is traced."""
-    act = model.config.act
-    name = f"{act}, gain held"
-    ACTIVATIONS[name] = held_gain(ACTIVATIONS[act])
-    try:
-        yield model.replace(config=model.config.replace(act=name))
-    finally:
-        del ACTIVATIONS[name]

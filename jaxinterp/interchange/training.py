@@ -14,7 +14,7 @@ import optax
 from jaxinterp.interchange.accuracy import Goal
 from jaxinterp.interchange.subspace import Interchange, orthonormal
 from jaxinterp.interventions import Where
-from jaxinterp.metrics import Metric, of_prompts, read_columns, read_out
+from jaxinterp.metrics import Metric, of_prompts
 from jaxinterp.model import (
     Config,
     Frame,
@@ -23,12 +23,12 @@ from jaxinterp.model import (
     block,
     embed,
     layer_at,
-    layers_of,
     make_context,
     run_layers,
 )
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.taps import Tap
+from jaxinterp.sweep.suffix import measure_from
 
 
 class Recipe(NamedTuple):
@@ -141,7 +141,7 @@ def _step(
         if fit.boundary is not None:
             weights = soft(fit.boundary, fit.theta.shape[-1], temperature)
         edit = edit_of(site, layer, cell, rows, orthonormal(fit.theta), weights)
-        value = -onward(model, x, layer, tokens, metric, (edit,)).mean()
+        value = -measure_from(model, x, layer, tokens, metric, (edit,)).mean()
         if fit.boundary is None:
             return value
         return value + penalty * fit.theta.shape[-1] * jax.nn.sigmoid(fit.boundary)
@@ -176,26 +176,6 @@ def soft(boundary: jax.Array, width: int, temperature: jax.Array) -> jax.Array:
     """
     middle = jnp.arange(width) + 0.5
     return jax.nn.sigmoid((width * jax.nn.sigmoid(boundary) - middle) / temperature)
-
-
-def onward(
-    model: Model, x: jax.Array, start: jax.Array, tokens: Tokens, metric: Metric, edits: Any
-) -> jax.Array:
-    """The metric [B] from the stream x before layer ``start`` on."""
-    context, frame = make_context(model, tokens), Frame(tokens.positions)
-
-    def pass_layer(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        def run(x: jax.Array) -> jax.Array:
-            tap = Tap(model.config, edits, (), context.sources, layer.index)
-            return block(model.config, layer, x, context, tap, frame)[0]
-
-        # Run again on the way back, so that only the stream before each layer is kept.
-        return jax.lax.cond(layer.index >= start, jax.checkpoint(run), lambda x: x, x), None
-
-    x, _ = jax.lax.scan(pass_layer, x, layers_of(model))
-    columns = read_columns(tokens, metric)
-    read = jnp.take_along_axis(x, columns[:, :, None], axis=1)
-    return read_out(model, read, tokens, metric, frame.read(columns))
 
 
 def basis_of(fit: Fit) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from jaxinterp.model.config import Config
 from jaxinterp.model.inputs import Tokens
 from jaxinterp.model.params import MLP, Attention, Blocks, Model, Norm
 from jaxinterp.model.parts import (
-    ACTIVATIONS,
+    activation,
     einsum,
     normalize,
     rotary_tables,
@@ -214,10 +214,10 @@ def mlp(config: Config, p: MLP, x: jax.Array, tap: Tap, frame: Frame) -> jax.Arr
     if c.gated:
         pre = tap("mlp_pre", read(p.W_gate, p.b_gate), frame)
         linear = tap("mlp_pre_linear", read(p.W_in, p.b_in), frame)
-        post = ACTIVATIONS[c.act](pre) * linear
+        post = activation(c.act)(pre) * linear
     else:
         pre = tap("mlp_pre", read(p.W_in, p.b_in), frame)
-        post = ACTIVATIONS[c.act](pre)
+        post = activation(c.act)(pre)
     post = tap("mlp_post", post, frame)
     out = einsum(c, "bpm,md->bpd", post, p.W_out)
     return out if p.b_out is None else out + p.b_out

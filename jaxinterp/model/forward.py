@@ -24,7 +24,7 @@ from jaxinterp.model.compiled import jit
 from jaxinterp.model.config import Config
 from jaxinterp.model.inputs import Tokens, as_tokens, check_tokens
 from jaxinterp.model.params import Model
-from jaxinterp.model.parts import ACTIVATIONS, einsum, normalize, softcap
+from jaxinterp.model.parts import activation, einsum, normalize, softcap
 from jaxinterp.model.taps import Frame, Intervention, Tap, as_interventions
 
 
@@ -128,7 +128,7 @@ def unembed(
     if c.head == "none":
         return None, tap.recorded
     if c.head_transform:
-        x = ACTIVATIONS[c.act](einsum(c, "bpd,de->bpe", x, p.head.W) + p.head.b)
+        x = activation(c.act)(einsum(c, "bpd,de->bpe", x, p.head.W) + p.head.b)
         x = normalize(c, p.head.norm, x)
     b = p.head.b_U
     if vocabulary is None:

@@ -23,6 +23,30 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "identity": lambda x: x,
 }
+GAIN_HELD = ", gain held"
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The function of that name; with `GAIN_HELD` after it, `held_gain` of it."""
+    act = ACTIVATIONS[name.removesuffix(GAIN_HELD)]
+    return held_gain(act) if name.endswith(GAIN_HELD) else act
+
+
+def held_gain(act: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """The activation function, with act(x) / x for a slope (at 0: its own slope)."""
+
+    @jax.custom_jvp
+    def held(x: jax.Array) -> jax.Array:
+        return act(x)
+
+    @held.defjvp
+    def held_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+        (x,), (way,) = primals, tangents
+        y, slope = jax.jvp(act, (x,), (jnp.ones_like(x),))
+        gain = jnp.where(x == 0, slope, y / jnp.where(x == 0, 1, x))
+        return y, gain * way
+
+    return held
 
 
 def einsum(config: Config, equation: str, *operands: jax.Array) -> jax.Array:

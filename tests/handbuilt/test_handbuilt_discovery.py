@@ -5,8 +5,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp import circuits
-from jaxinterp.handbuilt import MODELS, backup_head
-from jaxinterp.pairs import conditional, patch_pairs, singles
+from jaxinterp.handbuilt import MODELS
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ALTERNATIVES = {"resample": "run", "zero": "zero"}

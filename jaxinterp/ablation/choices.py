@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.ablation.fills import Fill, fill_of, in_full
 from jaxinterp.components import Places, of_sites, position_mask
-from jaxinterp.fills import Fill, fill_of, in_full
 from jaxinterp.grid_runs import Driver, batch_size, check_pair, ignore
 from jaxinterp.interventions import Edit, Where, unshare
 from jaxinterp.metrics import Metric, check_metric, evaluate, of_prompts

@@ -8,11 +8,11 @@ import scipy.optimize
 import xarray as xr
 from small_models import CONFIGS, DIFF, OTHER, PROMPTS, small_model
 
-from jaxinterp.ablation import ablate
+from jaxinterp.ablation.optimal import optimal_constants
+from jaxinterp.ablation.sweep import ablate
 from jaxinterp.interventions import replace
 from jaxinterp.metrics import cross_entropy, evaluate, kl, logit_diff
 from jaxinterp.model import forward
-from jaxinterp.optimal import optimal_constants
 from jaxinterp.results import load, save
 from jaxinterp.stats import effects
 

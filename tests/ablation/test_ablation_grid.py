@@ -7,7 +7,7 @@ import pytest
 from oracle import assert_near, batch
 from small_models import DIFF, PROMPTS, diff, ragged, small_model
 
-from jaxinterp.ablation_grid import ablation_grid
+from jaxinterp.ablation.choices import ablation_grid
 from jaxinterp.metrics import logit_diff
 from jaxinterp.model import as_tokens
 from jaxinterp.results import load, save

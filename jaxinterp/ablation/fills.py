@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.ablation.means import By, as_value, mean_activations
 from jaxinterp.grid_runs import BATCH, Driver, check_pair, first_difference, recorded
 from jaxinterp.interventions import Shared
-from jaxinterp.means import By, as_value, mean_activations
 from jaxinterp.model import SITES, Model, Tokens, as_tokens
 from jaxinterp.model.sites import axis_size
 from jaxinterp.results import fingerprint
@@ -124,7 +124,7 @@ def fill_of(
     roles: Mapping[str, Any] | None = None,
     size: int = BATCH,
 ) -> Fill:
-    """The fill that the arguments of `jaxinterp.ablation.ablate` describe.
+    """The fill that the arguments of `jaxinterp.ablate` describe.
 
     roles: the grid's, [n] each. size: prompts per program when means are taken.
     """

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.ablation.fills import KINDS, Fill, at_role, fill_of, in_full
+from jaxinterp.ablation.optimal import CellConstants, optimal_constants
 from jaxinterp.cells import Cells, coordinates, label, make_cells
-from jaxinterp.fills import KINDS, Fill, at_role, fill_of, in_full
 from jaxinterp.grid_runs import (
     Driver,
     batch_size,
@@ -31,7 +32,6 @@ from jaxinterp.metrics import Metric, check_metric, of_prompts
 from jaxinterp.model import SITES, At, Config, Model, Tokens, as_tokens
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import axis_size
-from jaxinterp.optimal import CellConstants, optimal_constants
 from jaxinterp.results import claim, fingerprint
 from jaxinterp.sweep import Ledger, observe
 from jaxinterp.sweep.devices import checked, place_model, to_host

@@ -9,10 +9,10 @@ import pytest
 from oracle import assert_near, batch
 from small_models import CONFIGS, DIFF, OTHER, PROMPTS, diff, ragged, sizes_of, small_model
 
-from jaxinterp.ablation import Along, ablate, check_along
-from jaxinterp.fills import deranged
+from jaxinterp.ablation.fills import deranged
+from jaxinterp.ablation.means import mean_activations
+from jaxinterp.ablation.sweep import Along, ablate, check_along
 from jaxinterp.interventions import Where, project_out
-from jaxinterp.means import mean_activations
 from jaxinterp.metrics import logit_diff
 from jaxinterp.model import At, Frame, as_tokens
 from jaxinterp.results import load, save

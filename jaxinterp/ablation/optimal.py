@@ -17,33 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxinterp.ablation.fills import Fill
+from jaxinterp.ablation.means import mean_activations
 from jaxinterp.cells import Cells, make_cells
-from jaxinterp.fills import Fill
 from jaxinterp.grid_runs import Driver, site_and_layers
 from jaxinterp.interventions import replace
-from jaxinterp.means import mean_activations
-from jaxinterp.metrics import Metric, check_metric, of_prompts, read_columns, read_out
+from jaxinterp.metrics import Metric, check_metric, of_prompts
 from jaxinterp.model import (
     SITES,
     Config,
-    Frame,
     Model,
     Tokens,
     as_tokens,
-    block,
     embed,
-    layers_of,
-    make_context,
     run_layers,
 )
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import axis_size
-from jaxinterp.model.taps import Tap
 from jaxinterp.results import claim, fingerprint
 from jaxinterp.sweep import observe
 from jaxinterp.sweep.devices import to_host
 from jaxinterp.sweep.schedule import MEMORY
+from jaxinterp.sweep.suffix import measure_from
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -278,7 +274,7 @@ def _train(
             if "position" in where and where["position"].ndim:  # roles: one per prompt
                 where = {**where, "position": where["position"][rows]}
             edit = replace(site, begin + scale * theta, **where)
-            value = _measured(model, x, start, own, each, (edit,))
+            value = measure_from(model, x, start, own, each, (edit,))
             return value.mean() if target is None else jnp.square(value - target[rows]).mean()
 
         return jax.vmap(one)(theta, begin, scale, where).sum()
@@ -291,30 +287,6 @@ def _train(
     theta = jnp.zeros_like(begin)
     (theta, _), _ = jax.lax.scan(step, (theta, optimizer.init(theta)), order)
     return begin + scale * theta
-
-
-def _measured(
-    model: Model, x: jax.Array, start: jax.Array, tokens: Tokens, metric: Metric,
-    edits: tuple[Any, ...],
-) -> jax.Array:  # fmt: skip
-    """The metric [B] from the stream x before layer ``start`` on."""
-    c, context, frame = model.config, make_context(model, tokens), Frame(tokens.positions)
-    site = SITES[edits[0].site]
-    if not site.layered and not site.name.startswith("ln_final"):
-        x, _ = embed(model, tokens, edits)
-
-    def pass_layer(x: jax.Array, layer: Any) -> tuple[jax.Array, None]:
-        def run(x: jax.Array) -> jax.Array:
-            tap = Tap(c, edits, (), context.sources, layer.index)
-            return block(c, layer, x, context, tap, frame)[0]
-
-        # Run again on the way back, so that only the stream before each layer is kept.
-        return jax.lax.cond(layer.index >= start, jax.checkpoint(run), lambda x: x, x), None
-
-    x, _ = jax.lax.scan(pass_layer, x, layers_of(model))
-    columns = read_columns(tokens, metric)
-    read = jnp.take_along_axis(x, columns[:, :, None], axis=1)
-    return read_out(model, read, tokens, metric, frame.read(columns), edits)
 
 
 def _score(

@@ -8,7 +8,7 @@ import pytest
 from oracle import batch as run_oracle
 from small_models import OTHER, PROMPTS, ragged, small_model
 
-from jaxinterp.means import as_value, mean_activations
+from jaxinterp.ablation.means import as_value, mean_activations
 from jaxinterp.model import as_tokens, forward
 from jaxinterp.results import load, save
 
