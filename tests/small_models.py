@@ -104,6 +104,14 @@ def small_model(name: str) -> Model:
     return perturbed(init(CONFIGS[name], jax.random.key(0)))
 
 
+def in_float64(name: str) -> Model:
+    """The same in float64 (under ``jax.enable_x64``), where an oracle's tolerance can be tight.
+
+    The values of a model without norms are so large that float32's rounding hides mistakes.
+    """
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), small_model(name))
+
+
 def perturbed(model: Model, seed: int = 1) -> Model:
     """The model with noise on every parameter."""
     rng = np.random.default_rng(seed)

@@ -1,7 +1,8 @@
+import jax
 import numpy as np
 import pytest
 from edge_oracle import masked, run
-from small_models import CONFIGS, CORRECT, DIFF, OTHER, PROMPTS, WRONG, small_model
+from small_models import CONFIGS, CORRECT, DIFF, OTHER, PROMPTS, WRONG, in_float64, small_model
 
 import jaxinterp as ji
 from jaxinterp.circuits import Circuit, Graph, patch_edges
@@ -28,14 +29,15 @@ def exact(name, ids, donor, prompt, edges):
 @pytest.mark.parametrize("name", NAMES)
 def test_edges_equal_a_loop_over_whole_forwards(name):
     graph = Graph(CONFIGS[name])
-    got = patch_edges(small_model(name), clean=PROMPTS, corrupted=OTHER, metric=DIFF)
+    with jax.enable_x64(True):
+        got = patch_edges(in_float64(name), clean=PROMPTS, corrupted=OTHER, metric=DIFF)
     assert got.dims == ("edge", "prompt")
     assert got["edge"].values.tolist() == list(graph.edges)
     some = np.random.default_rng(0).choice(graph.n_edges, 25, replace=False)
     for prompt in range(2):
         edges = [graph.edges[i] for i in some]
         want = exact(name, PROMPTS[prompt], OTHER[prompt], prompt, edges)
-        np.testing.assert_allclose(got.values[some, prompt], want, atol=1e-5)
+        np.testing.assert_allclose(got.values[some, prompt], want, atol=1e-7)
 
 
 def test_denoising_puts_clean_values_into_the_corrupted_run():

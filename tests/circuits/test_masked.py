@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 import pytest
 from edge_oracle import masked, run
-from small_models import CONFIGS, DIFF, OTHER, PROMPTS, diff, ragged, small_model
+from small_models import CONFIGS, DIFF, OTHER, PROMPTS, diff, in_float64, ragged, small_model
 
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.circuits.masked import Held, masked_metric, measure, walk, written_by
@@ -39,10 +39,9 @@ def test_what_senders_write(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("by_position", [False, True])
 def test_a_masked_pass_equals_changing_every_input_by_hand(name, by_position):
-    """In float64: models without norms have values so large that float32 hides mistakes."""
     mask = some(name, 0.4, *([PROMPTS.shape[1]] if by_position else []))
     with jax.enable_x64(True):
-        model = jax.tree.map(lambda x: np.asarray(x, np.float64), small_model(name))
+        model = in_float64(name)
         got = masked_metric(model, TOKENS, DIFF, jnp.asarray(mask), written_by(model, DONORS))
         plain = evaluate(DIFF, model, TOKENS)
     runs = []
@@ -115,7 +114,7 @@ def test_padding_cannot_matter(side):
 def test_the_mask_has_a_gradient_where_nothing_is_patched(name):
     """The gradient at zero reaches every edge: copies of the stream that are as they were count."""
     with jax.enable_x64(True):
-        model = jax.tree.map(lambda x: np.asarray(x, np.float64), small_model(name))
+        model = in_float64(name)
         graph, other = Graph(CONFIGS[name]), written_by(model, DONORS)
 
         def total(mask):
