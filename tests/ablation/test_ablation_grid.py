@@ -2,10 +2,11 @@
 
 import functools
 
+import jax
 import numpy as np
 import pytest
 from oracle import assert_near, batch
-from small_models import DIFF, PROMPTS, diff, ragged, small_model
+from small_models import DIFF, PROMPTS, diff, in_float64, ragged, small_model
 
 from jaxinterp.ablation.choices import ablation_grid
 from jaxinterp.metrics import logit_diff
@@ -19,9 +20,9 @@ POSITIONS = {"S": [2, 3], "late": [[5, 6], [6, -1]]}
 AT = {"all": (range(7), range(7)), "S": ([2], [3]), "late": ([5, 6], [6])}
 
 
-def run(name="llama", **options):
+def run(name="llama", model=None, **options):
     options = {"tokens": PROMPTS, "metric": DIFF, "components": SET, "donors": OTHER, **options}
-    return ablation_grid(small_model(name), **options)
+    return ablation_grid(model or small_model(name), **options)
 
 
 @functools.cache
@@ -75,7 +76,9 @@ def expected(name, choice):
 def test_every_choice_equals_the_oracle(name):
     positions = {"S": POSITIONS["S"]} if name != "llama" else POSITIONS
     levels = ("component", "layer") if name == "llama" else ("component",)
-    result = run(name, positions=positions, granularities=levels)
+    with jax.enable_x64(True):
+        model = in_float64(name)
+        result = run(name, model=model, positions=positions, granularities=levels)
     assert result.dims == ("choice", "prompt")
     n = len(levels) * 4 * (1 + len(positions)) * 2  # zero, mean, resample, and resample denoised
     assert result.sizes["choice"] == n
@@ -83,7 +86,7 @@ def test_every_choice_equals_the_oracle(name):
     assert len({tuple(str(c[f].values) for f in fields) for c in result}) == n
     for choice in result:
         assert_near(
-            choice, expected(name, choice), 1e-5, str([str(choice[f].values) for f in fields])
+            choice, expected(name, choice), 1e-6, str([str(choice[f].values) for f in fields])
         )
     for run_, ids in {"clean": PROMPTS, "corrupted": OTHER}.items():
         assert_near(result.coords[run_], diff(batch(small_model(name), as_tokens(ids))), 1e-5)
