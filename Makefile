@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
 
 .PHONY: demo test test-long lint bench clean help
 
@@ -28,10 +29,10 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
 
 test-long: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m long
+	$(BIN)/python -m pytest -q -m long --numprocesses $(WORKERS) --dist loadfile
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/sweeps.py

@@ -1,9 +1,12 @@
 """Small random models that together make every choice a `Config` has."""
 
 import functools
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from jaxinterp.metrics import logit_diff
 from jaxinterp.model import SITES, Config, Model, Rotary, Tokens, as_tokens, forward, init
@@ -66,6 +69,19 @@ PROMPTS = np.array([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 5, 8, 9, 7]])
 OTHER = np.array([[3, 1, 7, 1, 5, 9, 2], [6, 5, 3, 11, 8, 10, 7]])
 CORRECT, WRONG = [4, 9], [8, 2]
 DIFF = logit_diff(CORRECT, WRONG)
+
+
+CORE = ["llama", "neox", "gemma2"]  # grouped heads, parallel blocks, sandwich norms
+
+
+def with_long(*names: str, core: Iterable[str] = CORE) -> list[Any]:
+    """For ``parametrize``: the core families, and those that only the long run covers."""
+    return [*core, *(only_long(name) for name in names if name not in core)]
+
+
+def only_long(*values: Any) -> Any:
+    """For ``parametrize``: a case that only the long run covers."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 def diff(runs) -> np.ndarray:

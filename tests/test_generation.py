@@ -9,7 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from flax import struct
-from small_models import CONFIGS, ragged, sites_of, small_model
+from small_models import CONFIGS, ragged, sites_of, small_model, with_long
 
 from jaxinterp.generation import run as generation
 from jaxinterp.interventions import add, project_out, replace, scale, zero
@@ -72,7 +72,7 @@ def assert_recomputed(out, name, edit=None):
 # Without interventions
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "gemma2"])
+@pytest.mark.parametrize("name", with_long("gpt2"))
 def test_greedy_is_recomputing_every_token_in_padded_batches(name):
     for side in SIDES:  # one program
         out = generate(small_model(name), batch(side))

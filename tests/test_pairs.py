@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from oracle import assert_near, batch
-from small_models import CONFIGS, DIFF, PROMPTS, diff, small_model
+from small_models import CONFIGS, DIFF, PROMPTS, diff, small_model, with_long
 
 from jaxinterp.ablation.sweep import ablate
 from jaxinterp.metrics import logit_diff
@@ -42,7 +42,7 @@ def run(name="llama", **options):
     return patch_pairs(small_model(name), **options)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2"])
+@pytest.mark.parametrize("name", with_long("gpt2"))
 def test_pairs_of_every_family_equal_the_oracle(name):
     result = run(name, corrupted=OTHER)
     assert result.dims == ("a", "b", "prompt")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from oracle import assert_near, batch
-from small_models import CONFIGS, DIFF, PROMPTS, diff, ragged, small_model
+from small_models import CONFIGS, DIFF, PROMPTS, diff, ragged, small_model, with_long
 
 from jaxinterp.components import position_mask
 from jaxinterp.metrics import logit_diff
@@ -57,7 +57,7 @@ def deviation(name):
     return W_E[[PROMPTS[0, 1], PROMPTS[0, 2], PROMPTS[1, 3]]].std()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "neox", "gemma2"])
+@pytest.mark.parametrize("name", with_long("gpt2"))
 def test_every_family_equals_the_oracle(name):
     result = run(name, layers=[0, 2], positions=[1, 3, 6])
     assert result.dims == ("layer", "position", "sample", "prompt")

@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import assert_near, batch
-from small_models import CONFIGS, DIFF, OTHER, PROMPTS, diff, ragged, sizes_of, small_model
+from small_models import (
+    CONFIGS,
+    DIFF,
+    OTHER,
+    PROMPTS,
+    diff,
+    ragged,
+    sizes_of,
+    small_model,
+    with_long,
+)
 
 from jaxinterp.ablation.fills import deranged
 from jaxinterp.ablation.means import mean_activations
@@ -20,7 +30,7 @@ from jaxinterp.stats import effects
 from jaxinterp.sweep import Ledger
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
-FAMILIES = ["gpt2", "llama", "neox", "gemma2"]
+FAMILIES = with_long("gpt2")
 HEADS = {"layer": [0, 2], "head": [0, 3]}
 SOME = {"layers": [0, 2], "heads": [0, 3]}
 DONORS = np.concatenate([[[7], [4]], OTHER[:, 1:]], axis=1)  # other from the first token on

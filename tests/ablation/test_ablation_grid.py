@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from oracle import assert_near, batch
-from small_models import DIFF, PROMPTS, diff, in_float64, ragged, small_model
+from small_models import DIFF, PROMPTS, diff, in_float64, ragged, small_model, with_long
 
 from jaxinterp.ablation.choices import ablation_grid
 from jaxinterp.metrics import logit_diff
@@ -72,7 +72,7 @@ def expected(name, choice):
     return diff(batch(small_model(name), as_tokens(ids), edit_of))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("name", with_long("gpt2", "neox", "gemma2", core=["llama"]))
 def test_every_choice_equals_the_oracle(name):
     positions = {"S": POSITIONS["S"]} if name != "llama" else POSITIONS
     levels = ("component", "layer") if name == "llama" else ("component",)

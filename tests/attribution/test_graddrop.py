@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import slow_patching as slow
-from small_models import DIFF, small_model
+from small_models import DIFF, only_long, small_model
 
 from jaxinterp.attribution import attribute
 
@@ -32,13 +32,13 @@ def dropped_slopes(name, site, cell, direction, prompt):
 @pytest.mark.parametrize(
     ("name", "site", "cell", "inside"),
     [
-        ("gpt2", "z", {"layer": 1, "head": 2}, True),
+        only_long("gpt2", "z", {"layer": 1, "head": 2}, True),
         ("llama", "mlp_out", {"layer": 1, "position": 4}, True),
         ("attention_only", "v", {"layer": 0, "head": 1}, True),
         ("neox", "mlp_post", {"layer": 0, "neuron": 5}, True),
         ("neox", "resid_pre", {"layer": 1, "position": 5}, False),
         ("gemma2", "resid_mid", {"layer": 0, "position": 4}, False),
-        ("bert", "z", {"layer": 0, "head": 1}, True),
+        only_long("bert", "z", {"layer": 0, "head": 1}, True),
     ],
 )
 @pytest.mark.parametrize("direction", ["denoise", "noise"])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import slow_patching as slow
-from small_models import CONFIGS, DIFF, perturbed, small_model
+from small_models import CONFIGS, DIFF, only_long, perturbed, small_model
 
 from jaxinterp.attribution import attribute, interactions
 from jaxinterp.interventions import replace
@@ -27,7 +27,7 @@ def change(result):
 @pytest.mark.parametrize(
     ("name", "site", "cell", "direction"),
     [
-        ("gpt2", "z", {"layer": 1, "head": 2}, "denoise"),
+        only_long("gpt2", "z", {"layer": 1, "head": 2}, "denoise"),
         ("llama", "k", {"layer": 0, "head": 1}, "noise"),
         ("neox", "resid_pre", {"layer": 1, "position": 4}, "denoise"),
     ],

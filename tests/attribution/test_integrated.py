@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import slow_patching as slow
-from small_models import DIFF, small_model, with_types
+from small_models import DIFF, only_long, small_model, with_types
 
 from jaxinterp.attribution import attribute
 from jaxinterp.patching import patch
@@ -22,11 +22,11 @@ def change(result):
 @pytest.mark.parametrize(
     ("name", "site", "over"),
     [
-        ("gpt2", "resid_pre", ("layer", "position")),
+        only_long("gpt2", "resid_pre", ("layer", "position")),
         ("llama", "k_input", ("layer", "position")),
         ("neox", "mlp_post", ("layer", "neuron")),
         ("gemma2", "attn_out", ("layer", "position")),
-        ("bert", "q", ("layer", "position", "head")),
+        only_long("bert", "q", ("layer", "position", "head")),
     ],
 )
 def test_integrated_gradients_of_a_layer_add_up_to_its_patch(name, site, over, direction):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import slow_patching as slow
-from small_models import CONFIGS, DIFF, small_model
+from small_models import CONFIGS, DIFF, only_long, small_model
 
 from jaxinterp.attribution import attribute
 from jaxinterp.attribution.relp import DEFAULT, RULES
@@ -52,8 +52,8 @@ def held(name, prompt, direction, rules):
 @pytest.mark.parametrize(
     ("name", "site", "cell", "rules"),
     [
-        ("gpt2", "resid_pre", {"layer": 0, "position": 4}, ("norm",)),
-        ("gpt2", "resid_pre", {"layer": 0, "position": 4}, RULES),
+        only_long("gpt2", "resid_pre", {"layer": 0, "position": 4}, ("norm",)),
+        only_long("gpt2", "resid_pre", {"layer": 0, "position": 4}, RULES),
         ("llama", "resid_mid", {"layer": 1, "position": 5}, ("activation",)),
         ("llama", "resid_mid", {"layer": 1, "position": 5}, ("gate",)),
         ("llama", "z", {"layer": 0, "head": 1}, DEFAULT),

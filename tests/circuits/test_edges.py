@@ -2,7 +2,18 @@ import jax
 import numpy as np
 import pytest
 from edge_oracle import masked, run
-from small_models import CONFIGS, CORRECT, DIFF, OTHER, PROMPTS, WRONG, in_float64, small_model
+from small_models import (
+    CONFIGS,
+    CORE,
+    CORRECT,
+    DIFF,
+    OTHER,
+    PROMPTS,
+    WRONG,
+    in_float64,
+    small_model,
+    with_long,
+)
 
 import jaxinterp as ji
 from jaxinterp.circuits import Circuit, Graph, patch_edges
@@ -12,7 +23,7 @@ from jaxinterp.model import as_tokens, init
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-NAMES = ["gpt2", "neox", "llama", "gemma2", "olmo2", "attention_only"]
+NAMES = with_long("gpt2", "olmo2", "attention_only")
 
 
 def exact(name, ids, donor, prompt, edges):
@@ -73,7 +84,7 @@ def test_a_run_patched_into_itself():
     np.testing.assert_allclose(got - got["clean"], 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "neox", "gemma2"])
+@pytest.mark.parametrize("name", CORE)
 def test_edges_into_the_logits_add_up_under_a_frozen_norm(name):
     """With the last norm's scale frozen the metric is linear in what is added to the stream."""
     config = CONFIGS[name].replace(norm_final=False, logit_softcap=0.0)

@@ -4,7 +4,17 @@ import numpy as np
 import oracle
 import pytest
 from edge_oracle import masked, run
-from small_models import CONFIGS, DIFF, OTHER, PROMPTS, diff, in_float64, ragged, small_model
+from small_models import (
+    CONFIGS,
+    DIFF,
+    OTHER,
+    PROMPTS,
+    diff,
+    in_float64,
+    ragged,
+    small_model,
+    with_long,
+)
 
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.circuits.masked import Held, masked_metric, measure, walk, written_by
@@ -13,7 +23,7 @@ from jaxinterp.model import as_tokens, forward
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-NAMES = [name for name, config in CONFIGS.items() if not config.norm_stream]
+NAMES = with_long(*(name for name, config in CONFIGS.items() if not config.norm_stream))
 TOKENS, DONORS = as_tokens(PROMPTS), as_tokens(OTHER)
 
 
@@ -71,7 +81,7 @@ def test_patching_a_run_into_itself_changes_nothing(name):
     np.testing.assert_allclose(same, evaluate(DIFF, model, TOKENS), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "gemma2", "attention_only"])
+@pytest.mark.parametrize("name", with_long("gpt2", "attention_only"))
 def test_held_senders_write_what_they_are_given(name):
     model, graph = small_model(name), Graph(CONFIGS[name])
     other = written_by(model, DONORS)
@@ -110,7 +120,7 @@ def test_padding_cannot_matter(side):
         np.testing.assert_allclose(got[b], want[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "gemma2"])
+@pytest.mark.parametrize("name", with_long("gpt2"))
 def test_the_mask_has_a_gradient_where_nothing_is_patched(name):
     """The gradient at zero reaches every edge: copies of the stream that are as they were count."""
     with jax.enable_x64(True):

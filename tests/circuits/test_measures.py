@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from edge_oracle import masked, run
-from small_models import CONFIGS, CORRECT, DIFF, OTHER, PROMPTS, WRONG, small_model
+from small_models import CONFIGS, CORRECT, DIFF, OTHER, PROMPTS, WRONG, small_model, with_long
 
 from jaxinterp.circuits import (
     Circuit,
@@ -26,7 +26,7 @@ from jaxinterp.metrics import evaluate
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
 RUNS = {"clean": PROMPTS, "corrupted": OTHER, "metric": DIFF}
-NAMES = ["gpt2", "neox", "llama", "gemma2"]
+NAMES = with_long("gpt2")
 
 
 def some_circuits(name, n, *last):

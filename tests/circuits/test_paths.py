@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from edge_oracle import run
-from small_models import CONFIGS, CORRECT, DIFF, OTHER, PROMPTS, WRONG, small_model
+from small_models import CONFIGS, CORRECT, DIFF, OTHER, PROMPTS, WRONG, small_model, with_long
 
 from jaxinterp.circuits import Graph, patch_edges, patch_paths
 
@@ -47,7 +47,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "gemma2"])
+@pytest.mark.parametrize("name", with_long("gpt2"))
 @pytest.mark.parametrize(("receivers", "through"), CASES)
 def test_paths_equal_two_whole_passes(name, receivers, through):
     graph = Graph(CONFIGS[name])
@@ -66,7 +66,7 @@ def test_paths_equal_two_whole_passes(name, receivers, through):
             np.testing.assert_allclose(got.values[i, prompt], want, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["neox", "llama", "gemma2"])
+@pytest.mark.parametrize("name", with_long("neox", "gemma2", core=["llama"]))
 def test_one_receiver_and_no_detours_is_an_edge(name):
     for receiver in ("a1.h2<q>", "m2", "logits"):
         paths = patch_paths(small_model(name), receivers=[receiver], **RUNS)

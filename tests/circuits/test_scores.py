@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-from small_models import CONFIGS, DIFF, OTHER, PROMPTS, small_model
+from small_models import CONFIGS, DIFF, OTHER, PROMPTS, small_model, with_long
 
 import jaxinterp as ji
 from jaxinterp.circuits import Graph, attribute_edges, importance, patch_edges
@@ -11,7 +11,7 @@ from jaxinterp.model import as_tokens, init
 
 pytestmark = pytest.mark.usefixtures("quick_to_compile")
 
-NAMES = ["gpt2", "neox", "llama", "gemma2"]
+NAMES = with_long("gpt2")
 RUNS = {"clean": PROMPTS, "corrupted": OTHER, "metric": DIFF}
 
 
@@ -81,7 +81,7 @@ def test_ig_inputs_averages_slopes_along_the_embeddings():
             np.testing.assert_allclose(got[i] - got["clean"], total, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("name", with_long("gpt2", core=["gemma2"]))
 def test_ig_activations_treats_one_sublayer_at_a_time(name):
     """On the direct edges into the logits the sublayer's line is the only thing that moves."""
     config = CONFIGS[name].replace(n_layers=1, windows=())

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from small_models import CONFIGS, DIFF, PROMPTS, donor, small_model
+from small_models import CONFIGS, DIFF, PROMPTS, donor, small_model, with_long
 
 import jaxinterp as ji
 from jaxinterp.model import as_tokens
@@ -40,7 +40,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("places", [1, 2])
-@pytest.mark.parametrize("name", ["llama", "neox", "gpt2", "attention_only"])
+@pytest.mark.parametrize("name", with_long("neox", "gpt2", core=["llama", "attention_only"]))
 def test_the_plan_counts_what_runs(name, places, monkeypatch):
     monkeypatch.setattr(steps, "STEP", 0)  # several steps
     monkeypatch.setattr(steps, "ROWS", 16)
