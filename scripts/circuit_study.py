@@ -27,8 +27,9 @@ from tqdm import tqdm
 import jaxinterp as ji
 from jaxinterp import circuits, report, results, stats
 
-# (role, from position, to position, what else it must do). A head has a role where its attention
-# from one to the other is above ATTENDS and its effect has the role's sign, beyond chance.
+# (role, from position, to position, what else it must do). A head has a role where it attends there
+# by more than ATTENDS and its effect has the role's sign, beyond chance. Roles that are known from
+# other text too are tested there: on random tokens said twice (`on_repeats`).
 ROLES: dict[str, list[tuple[str, str, str, str]]] = {
     "ioi": [
         ("name mover", "END", "IO", "writes the answer"),
@@ -137,6 +138,22 @@ def attention(study: Study) -> dict[tuple[str, str], np.ndarray]:
     }
 
 
+def on_repeats(study: Study, n: int = 8, length: int = 30) -> dict[str, np.ndarray]:
+    """The mean attention [L*H] of each token's second saying to its first (and the one after it),
+    and of every token to the one before: Olsson et al. 2022, arXiv:2209.11895."""
+    rng = np.random.default_rng(study.args.seed)
+    once = rng.integers(1000, study.model.config.vocab_size, (n, length))
+    out = ji.forward(study.model, np.concatenate([once, once], 1), record=("pattern",))
+    pattern = np.asarray(out.activations["pattern"]).mean(1)  # [L H P P]
+    ahead = np.arange(length, 2 * length)
+    found = {
+        "duplicate token": pattern[..., ahead, ahead - length],
+        "induction": pattern[..., ahead, ahead - length + 1],
+        "previous token": pattern[..., ahead, ahead - 1],
+    }
+    return {role: looks.mean(-1).reshape(-1) for role, looks in found.items()}
+
+
 def head_effects(study: Study, patched: xr.DataArray) -> dict[str, np.ndarray]:
     """What each head [L*H] does, per prompt: it matters; it writes the answer."""
     into = [f"{head}->logits" for head in study.heads]
@@ -176,7 +193,7 @@ def passing(effect: np.ndarray, looks: np.ndarray) -> list[tuple[int, list[str]]
     ci, mean = stats.bootstrap(per_prompt), effect.mean(-1)
     found = np.flatnonzero((looks > ATTENDS) & (mean > 0) & (p < 0.05))
     return [
-        (int(i), [f"{looks[i]:.2f}", f"{mean[i]:.3f} [{float(ci['low'][i]):.3f}, "
+        (int(i), [f"{mean[i]:.3f} [{float(ci['low'][i]):.3f}, "
                   f"{float(ci['high'][i]):.3f}]", f"{p[i]:.1g}"])
         for i in found[np.argsort(-mean[found])][:8]
     ]  # fmt: skip
@@ -185,6 +202,7 @@ def passing(effect: np.ndarray, looks: np.ndarray) -> list[tuple[int, list[str]]
 def head_roles(study: Study, patched: xr.DataArray) -> dict[str, str]:
     """Heads that pass their role's own test, corrected over all heads (Holm, 5%)."""
     effects, seen = head_effects(study, patched), attention(study)
+    repeats = on_repeats(study)
     roles: dict[str, str] = {}
     rows: list[list[str]] = []
     for role, a, b, what in ROLES.get(study.task.name, []):
@@ -193,13 +211,19 @@ def head_roles(study: Study, patched: xr.DataArray) -> dict[str, str]:
             effects[what] = told_to(study, movers)
         if (a, b) not in seen or what not in effects:
             continue
-        for i, cells in passing(effects[what], seen[a, b].reshape(-1)):
+        here = seen[a, b].reshape(-1)
+        own = repeats.get(role, here)
+        for i, cells in passing(effects[what], own):
             roles.setdefault(study.heads[i], role)
-            rows.append([role, study.heads[i], f"{a} to {b}", cells[0], what, *cells[1:]])
-    head = ("role", "head", "looks from", "attention", "test", "effect [95%]", "p")
+            looks = (f"{here[i]:.2f}", f"{own[i]:.2f}" if role in repeats else "")
+            rows.append([role, study.heads[i], f"{a} to {b}", *looks, what, *cells])
+    head = (
+        "role", "head", "looks from", "attention", "on repeats", "test", "effect [95%]", "p",
+    )  # fmt: skip
     study.say(
         "## Heads by role", "",
-        f"A head has a role if its mean attention is above {ATTENDS} and its effect passes a "
+        f"A head has a role if its mean attention is above {ATTENDS} (for duplicate-token, "
+        "induction and previous-token heads: on random tokens said twice) and its effect passes a "
         "sign-flip test over prompts (p below 0.05 after Holm's correction over all heads). The "
         "strongest eight of each. *Writes*: what its direct path to the logits carries (edge "
         "exchanged); *matters*: what patching it restores; *tells*: what its direct paths into "
