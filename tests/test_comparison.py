@@ -10,7 +10,6 @@ from jaxinterp.attribution import attribute
 from jaxinterp.comparison import compare, effects, exact_cells, missed_bound, verify
 from jaxinterp.patching import patch
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 TWINS = {"clean": PROMPTS, "corrupted": OTHER, "metric": DIFF}
 
 

@@ -17,8 +17,6 @@ from jaxinterp.metrics import evaluate, log_prob
 from jaxinterp.model import forward
 from jaxinterp.results import load, save
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @functools.cache
 def found_plane():

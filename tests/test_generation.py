@@ -15,8 +15,6 @@ from jaxinterp.generation import run as generation
 from jaxinterp.interventions import add, project_out, replace, scale, zero
 from jaxinterp.model import as_tokens, compiled, forward
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5, 3], [8, 9, 7, 9]]
 LENGTHS = [len(prompt) for prompt in PROMPTS]
 EVEN = np.array([[3, 1, 4, 1, 5, 9], [6, 5, 3, 5, 8, 9]])

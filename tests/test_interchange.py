@@ -23,8 +23,6 @@ from jaxinterp.model import SITES, as_tokens, forward
 from jaxinterp.model.sites import axis_size
 from jaxinterp.sweep import sweep
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 HERE, THERE = np.array([3, 4]), np.array([5, 2])  # positions in the base and source prompts
 PLACES = [
     ("gpt2", "resid_post", None),

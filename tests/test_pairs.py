@@ -16,7 +16,6 @@ from jaxinterp.patching import patch
 from jaxinterp.results import load, save
 from jaxinterp.sweep import Ledger
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 OTHER = np.array([[7, 1, 7, 1, 5, 9, 2], [4, 5, 3, 11, 8, 10, 7]])  # from the first token on
 CHOSEN = [(0, 1), (1, 3), (2, 0)]
 

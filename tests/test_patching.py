@@ -14,7 +14,6 @@ from jaxinterp.model import as_tokens, forward
 from jaxinterp.patching import patch
 from jaxinterp.results import load, save, share
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLEAN, CORRUPTED = PROMPTS, OTHER
 
 

@@ -13,8 +13,6 @@ from jaxinterp.model import as_tokens, forward
 from jaxinterp.results import load, save, share
 from jaxinterp.scrubbing import agreeing, numbered, scrub, state
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 IDS = np.array(
     [[3, 1, 4, 1, 5], [6, 5, 3, 1, 8], [3, 9, 4, 6, 2], [6, 7, 9, 6, 2], [3, 1, 4, 6, 2]]
 )

@@ -28,7 +28,6 @@ from jaxinterp.streaming import batches_of, patch_stream
 from jaxinterp.tasks import Task
 from jaxinterp.tokens import Tokenizer
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 WORKER = Path(__file__).parent / "streaming_worker.py"
 WORDS = [
     "to", "the", "Mary", "John", "Anna", "store", "park", "gave", "drink", "went", "and", "said",

@@ -14,7 +14,6 @@ from jaxinterp.stats import effects
 from jaxinterp.sweep import observe
 from jaxinterp.tracing import base_with, trace_causes
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 SUBJECT = [[1, 2], [3, -1]]
 
 

@@ -29,7 +29,6 @@ from jaxinterp.results import load, save
 from jaxinterp.stats import effects
 from jaxinterp.sweep import Ledger
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 FAMILIES = with_long("gpt2")
 HEADS = {"layer": [0, 2], "head": [0, 3]}
 SOME = {"layers": [0, 2], "heads": [0, 3]}

@@ -13,7 +13,6 @@ from jaxinterp.metrics import logit_diff
 from jaxinterp.model import as_tokens
 from jaxinterp.results import load, save
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 OTHER = np.array([[7, 1, 7, 1, 5, 9, 2], [4, 5, 3, 11, 8, 10, 7]])
 SET = {"z": [(0, 1), (0, 2), (2, 3)], "mlp_out": [1]}
 POSITIONS = {"S": [2, 3], "late": [[5, 6], [6, -1]]}

@@ -12,7 +12,6 @@ from jaxinterp.ablation.means import as_value, mean_activations
 from jaxinterp.model import as_tokens, forward
 from jaxinterp.results import load, save
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 LONG, SHORT = [[3, 1, 4, 1, 5], [6, 5, 3], [2, 9]], [[7, 1], [8, 2, 8], [5, 5, 1], [1, 2, 3]]
 PARTS = {
     "both sides": (ragged(LONG, "right", 6), ragged(SHORT, "left", 4)),

@@ -16,7 +16,6 @@ from jaxinterp.model import forward
 from jaxinterp.results import load, save
 from jaxinterp.stats import effects
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ONE = {"layers": [1], "heads": [2]}
 
 

@@ -12,7 +12,6 @@ from small_models import DIFF, only_long, small_model
 from jaxinterp.attribution import attribute
 from jaxinterp.attribution.atp_star import key_effects
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 LAYER = 1
 
 

@@ -10,7 +10,6 @@ from small_models import DIFF, only_long, small_model
 
 from jaxinterp.attribution import attribute
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLEAN, CORRUPTED = slow.CLEAN, slow.CORRUPTED
 
 

@@ -10,7 +10,6 @@ from jaxinterp.attribution import attribute
 from jaxinterp.model import init
 from jaxinterp.patching import patch
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLEAN, CORRUPTED = slow.CLEAN, slow.CORRUPTED
 
 

@@ -11,7 +11,6 @@ from jaxinterp.model import as_tokens
 from jaxinterp.patching import patch
 from jaxinterp.results import load, save, share
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLEAN, CORRUPTED = slow.CLEAN, slow.CORRUPTED
 
 

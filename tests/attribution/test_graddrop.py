@@ -8,8 +8,6 @@ from small_models import DIFF, only_long, small_model
 
 from jaxinterp.attribution import attribute
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def changes(name, site, method, direction, over, **options):
     result = attribute(

@@ -14,7 +14,6 @@ from jaxinterp.metrics import evaluate, metric
 from jaxinterp.model import forward, init
 from jaxinterp.patching import patch
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLEAN, CORRUPTED = slow.CLEAN, slow.CORRUPTED
 TWINS = {"clean": CLEAN, "corrupted": CORRUPTED, "metric": DIFF}
 

@@ -8,7 +8,6 @@ from small_models import DIFF, only_long, small_model, with_types
 from jaxinterp.attribution import attribute
 from jaxinterp.patching import patch
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLEAN, CORRUPTED = slow.CLEAN, slow.CORRUPTED
 TWINS = {"clean": CLEAN, "corrupted": CORRUPTED, "metric": DIFF}
 

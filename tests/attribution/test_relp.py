@@ -8,7 +8,6 @@ from small_models import CONFIGS, DIFF, only_long, small_model
 from jaxinterp.attribution import attribute
 from jaxinterp.attribution.relp import DEFAULT, RULES
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLEAN, CORRUPTED = slow.CLEAN, slow.CORRUPTED
 TWINS = {"clean": CLEAN, "corrupted": CORRUPTED, "metric": DIFF}
 

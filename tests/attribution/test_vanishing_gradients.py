@@ -10,7 +10,6 @@ from jaxinterp.metrics import accuracy, kl, metric
 from jaxinterp.model import forward
 from jaxinterp.patching import patch
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 CLEAN, CORRUPTED = slow.CLEAN, slow.CORRUPTED
 
 

@@ -17,8 +17,6 @@ from jaxinterp.circuits import (
     top_edges,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 RUNS = {"clean": PROMPTS, "corrupted": OTHER, "metric": DIFF}
 SMALL = CONFIGS["llama"].replace(n_layers=2, n_heads=2, n_kv_heads=1)
 

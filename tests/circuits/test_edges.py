@@ -21,8 +21,6 @@ from jaxinterp.circuits.masked import written_by
 from jaxinterp.metrics import evaluate
 from jaxinterp.model import as_tokens, init
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 NAMES = with_long("gpt2", "olmo2", "attention_only")
 
 

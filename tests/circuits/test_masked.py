@@ -21,8 +21,6 @@ from jaxinterp.circuits.masked import Held, masked_metric, measure, walk, writte
 from jaxinterp.metrics import evaluate
 from jaxinterp.model import as_tokens, forward
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 NAMES = with_long(*(name for name, config in CONFIGS.items() if not config.norm_stream))
 TOKENS, DONORS = as_tokens(PROMPTS), as_tokens(OTHER)
 

@@ -23,8 +23,6 @@ from jaxinterp.circuits import (
 from jaxinterp.circuits.measures import area
 from jaxinterp.metrics import evaluate
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 RUNS = {"clean": PROMPTS, "corrupted": OTHER, "metric": DIFF}
 NAMES = with_long("gpt2")
 

@@ -5,8 +5,6 @@ from small_models import CONFIGS, CORRECT, DIFF, OTHER, PROMPTS, WRONG, small_mo
 
 from jaxinterp.circuits import Graph, patch_edges, patch_paths
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 RUNS = {"clean": PROMPTS, "corrupted": OTHER, "metric": DIFF}
 
 

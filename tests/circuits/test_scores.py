@@ -9,8 +9,6 @@ from jaxinterp.circuits.masked import masked_metric, written_by
 from jaxinterp.metrics import evaluate
 from jaxinterp.model import as_tokens, init
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 NAMES = with_long("gpt2")
 RUNS = {"clean": PROMPTS, "corrupted": OTHER, "metric": DIFF}
 

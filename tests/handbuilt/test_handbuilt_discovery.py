@@ -9,7 +9,6 @@ from jaxinterp import circuits
 from jaxinterp.handbuilt import MODELS, backup_head
 from jaxinterp.pairs import conditional, interaction, patch_pairs, singles
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
 ALTERNATIVES = {"resample": "run", "zero": "zero"}
 CHANGES = 5e-3  # of the metric; false edges change nothing at all
 

@@ -20,8 +20,6 @@ from jaxinterp.interventions import replace, zero
 from jaxinterp.metrics import evaluate
 from jaxinterp.model import forward, shapes
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def continued(text):
     return text[text.index(text[-1]) + 1]

@@ -25,8 +25,6 @@ from jaxinterp.model import SITES, Config, Tokens, as_tokens, forward, init
 from jaxinterp.model.forward import _forward
 from jaxinterp.model.parts import ACTIVATIONS
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_and_every_site_equal_the_oracle(name):

@@ -12,8 +12,6 @@ from small_models import CONFIGS, PROMPTS, small_model
 from jaxinterp.interventions import scale
 from jaxinterp.model import as_tokens, embed, forward, run_layers, unembed
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_stages_compose_to_forward_exactly(name):

@@ -14,8 +14,6 @@ from jaxinterp.interventions import replace, scale, zero
 from jaxinterp.model import SITES, Tokens, as_tokens, forward
 from jaxinterp.model.sites import parse
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 class Double(struct.PyTreeNode):
     """The five lines a user writes."""

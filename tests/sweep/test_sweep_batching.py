@@ -26,8 +26,6 @@ from jaxinterp.model import SITES, compiled, forward
 from jaxinterp.sweep import base as observing
 from jaxinterp.sweep import plan, run, schedule, steps, sweep, walk
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def residual_grid(name, positions):
     cells = product(layer=range(CONFIGS[name].n_layers), position=positions)

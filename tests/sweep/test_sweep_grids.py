@@ -15,8 +15,6 @@ from jaxinterp.metrics import evaluate
 from jaxinterp.model import as_tokens
 from jaxinterp.sweep import sweep, sweep_plain
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 @pytest.fixture(autouse=True)
 def eager(request):

@@ -16,8 +16,6 @@ from jaxinterp.model import as_tokens
 from jaxinterp.sweep import run, schedule, steps, walk
 from jaxinterp.sweep.flops import head_bound, residual_bound
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def residual_grid(name, positions=range(7)):
     cells = ji.product(layer=range(3), position=positions)

@@ -24,8 +24,6 @@ from jaxinterp.metrics import evaluate
 from jaxinterp.model import SITES
 from jaxinterp.sweep import observe, sweep, sweep_plain
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 FAMILIES = ["llama", "neox", "gemma2", "bert"]
 OWN = ["embed", "resid_pre", "k", "pattern", "mlp_in", "mlp_out", "resid_post", "logits"]
 EVERY_SITE = [

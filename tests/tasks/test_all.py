@@ -314,7 +314,6 @@ def test_years_that_are_cut_otherwise_are_named():
         tasks.greater_than(TOKENIZERS["bytes"])
 
 
-@pytest.mark.usefixtures("quick_to_compile")
 def test_check_counts_a_set_of_answers():
     """A model that always says 9, which is later than every tens digit that occurs."""
     tokenizer = TOKENIZERS["digits and bos"]
