@@ -29,10 +29,10 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist worksteal
 
 test-long: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m long --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -q -m long --numprocesses $(WORKERS) --dist worksteal
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/sweeps.py

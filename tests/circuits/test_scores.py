@@ -79,7 +79,7 @@ def test_ig_inputs_averages_slopes_along_the_embeddings():
             np.testing.assert_allclose(got[i] - got["clean"], total, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", with_long("gpt2", core=["gemma2"]))
+@pytest.mark.parametrize("name", with_long("gpt2", "gemma2", core=["llama"]))
 def test_ig_activations_treats_one_sublayer_at_a_time(name):
     """On the direct edges into the logits the sublayer's line is the only thing that moves."""
     config = CONFIGS[name].replace(n_layers=1, windows=())

@@ -142,7 +142,7 @@ def test_a_mesh_of_eight_devices_gives_the_same_logits(tmp_path):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
     }
     done = subprocess.run(
         [sys.executable, "-c", SHARDED, str(GOLDENS), str(tmp_path)],

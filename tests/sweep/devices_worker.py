@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 
 COUNT = 8 if sys.argv[1] == "meshes" else 4
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={COUNT}"
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={COUNT}"
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
