@@ -65,41 +65,51 @@ def walk(
     if held is not None:
         x = jnp.where(held.where[0], held.value[0], x)
     written = jnp.zeros(size, x.dtype).at[0].set(x)
-    layers = layers_of(model)
+    gap = theirs = None  # alternative - written, of those that have; each layer's alternatives
+    if mask is not None:
+        gap = jnp.zeros(size, x.dtype).at[0].set(alternative[0] - x)
+        theirs = alternative[1:].reshape(c.n_layers, n, *x.shape)
+    heads = slice(0, graph.slots["mlp"].start)
 
     def by_layer(leaf: jax.Array | None) -> jax.Array | None:
         return None if leaf is None else leaf[:-1].reshape(c.n_layers, graph.reads, *leaf.shape[1:])
 
-    def run(carry: tuple[jax.Array, jax.Array], each: tuple[Any, ...]) -> tuple[Any, Any]:
-        x, written = carry
-        layer, rows, shifts = each
+    def run(carry: tuple[Any, ...], each: tuple[Any, ...]) -> tuple[Any, Any]:
+        x, written, gap = carry
+        layer, rows, shifts, theirs = each
         first = 1 + layer.index * n
         own = None
         if held is not None:
             own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, n), held)
+        # One product for all heads' inputs: reading the gaps is most of the work.
+        into_heads = None if rows is None else mix(c, rows[heads], gap)
 
         def come(slot: slice) -> Any:
             """What the edges add to the inputs of some receivers: [r B P D], or 0."""
-            out: Any = 0
-            if shifts is not None:
-                out = shifts[slot]
-            if rows is not None:
-                now = reads.so_far(written, first) if slot == graph.slots["mlp"] else written
-                out = out + mix(c, rows[slot], alternative - now)
-            return out
+            out: Any = 0 if shifts is None else shifts[slot]
+            if rows is None:
+                return out
+            if slot != graph.slots["mlp"]:
+                return out + into_heads[slot]
+            near = jax.lax.dynamic_slice_in_dim(rows[slot], first, c.n_heads, 1)
+            out = out + mix(c, rows[slot], gap)
+            return out + mix(c, near, theirs[: c.n_heads] - reads.heads)
 
         reads = Reads(graph, layer, own, None if mask is None and shift is None else come)
         tap = Tap(c, (reads,), (), context.sources, layer.index)
         x_out, _ = block(c, layer, x, context, tap, frame)
-        return (x_out, reads.so_far(written, first)), (x, reads.mlp_in)
+        written = jax.lax.dynamic_update_slice_in_dim(written, reads.wrote, first, 0)
+        if gap is not None:
+            gap = jax.lax.dynamic_update_slice_in_dim(gap, theirs - reads.wrote, first, 0)
+        return (x_out, written, gap), (x, reads.mlp_in)
 
-    (x, written), (resid_pre, mlp_in) = jax.lax.scan(
-        run, (x, written), (layers, by_layer(mask), by_layer(shift))
+    (x, written, gap), (resid_pre, mlp_in) = jax.lax.scan(
+        run, (x, written, gap), (layers_of(model), by_layer(mask), by_layer(shift), theirs)
     )
     if shift is not None:
         x = x + shift[-1]
     if mask is not None:
-        x = x + mix(c, mask[-1:], alternative - written)[0]
+        x = x + mix(c, mask[-1:], gap)[0]
     return Pass(x, written, resid_pre, mlp_in)
 
 
@@ -168,10 +178,10 @@ class Reads:
         self.mlp = value
         return value
 
-    def so_far(self, written: jax.Array, first: jax.Array) -> jax.Array:
-        """``written`` with what this layer's senders have written by now put in at ``first``."""
-        own = self.heads if self.mlp is None else jnp.concatenate([self.heads, self.mlp[None]])
-        return jax.lax.dynamic_update_slice_in_dim(written, own, first, 0)
+    @property
+    def wrote(self) -> jax.Array:
+        """What this layer's senders wrote [n B P D], in the graph's order."""
+        return self.heads if self.mlp is None else jnp.concatenate([self.heads, self.mlp[None]])
 
 
 def mix(config: Any, mask: jax.Array, gap: jax.Array) -> jax.Array:
