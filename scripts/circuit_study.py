@@ -309,11 +309,14 @@ def judge(study: Study, circuit: circuits.Circuit, scores: np.ndarray) -> None:
         f"most {worst:.3f} ({worst / gap:.0%} of the whole effect), on average "
         f"{float(per_set.mean()):.3f}. The worst removes {len(nodes.split(', '))} nodes.", "",
     )  # fmt: skip
-    needed = circuits.minimality(study.model, circuit, samples=4, **study.twins(few))
+    needed = circuits.minimality(
+        study.model, circuit, samples=study.args.contexts, **study.twins(few)
+    )
     idle = [n for n, m in zip(needed["node"].values, needed.values, strict=True) if m < 0.01]
     study.say(
-        f"Minimality: {needed.sizes['node'] - len(idle)} of {needed.sizes['node']} nodes matter by "
-        "1% of the effect or more in some context tried; those that do not: "
+        f"Minimality: {len(needed) - len(idle)} of {len(needed)} nodes matter by "
+        f"1% of the effect or more, alone or with one of {study.args.contexts} random halves of "
+        "the others knocked out too; those that do not: "
         f"{', '.join(idle) or 'none'}.", "",
     )  # fmt: skip
 
@@ -348,6 +351,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--samples", type=int, default=32, help="knock-outs for completeness")
+    parser.add_argument("--contexts", type=int, default=2, help="of each node, for minimality")
     parser.add_argument("--faithful", type=float, default=0.8)
     parser.add_argument("--other", nargs="*", default=["greater_than", "subject_verb_agreement"])
     parser.add_argument("--out", type=Path, default=Path("runs/circuit-study"))
