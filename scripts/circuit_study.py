@@ -230,6 +230,9 @@ def head_roles(study: Study, patched: xr.DataArray) -> dict[str, str]:
         "the name movers' queries carry. In the metric's unit.", "",
         *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)), "",
     )  # fmt: skip
+    missing = {role for role, *_ in ROLES.get(study.task.name, [])} - {row[0] for row in rows}
+    if missing:
+        study.say(f"No head passed as: {', '.join(sorted(missing))}.", "")
     return roles
 
 
