@@ -380,7 +380,7 @@ def main() -> None:
         "the same circuit, nor that no other circuit does as well; edges were scored by "
         "gradients, which miss what is saturated or backed up.", "",
         f"jaxinterp {ji.__version__}, jax {jax.__version__}, {jax.default_backend()}, "
-        f"{minutes:.0f} minutes.",
+        f"{minutes:.0f} minutes (steps kept from an earlier run are not counted).",
     )  # fmt: skip
     (args.out / "report.md").write_text("\n".join(study.lines) + "\n", encoding="utf-8")
     print(f"\nWrote {args.out / 'report.md'}")
