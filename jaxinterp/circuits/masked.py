@@ -65,7 +65,8 @@ def walk(
     if held is not None:
         x = jnp.where(held.where[0], held.value[0], x)
     written = jnp.zeros(size, x.dtype).at[0].set(x)
-    gap = theirs = None  # alternative - written, of those that have; each layer's alternatives
+    gap: Any = None  # alternative - written, of those that have
+    theirs: Any = None  # each layer's alternatives
     if mask is not None:
         gap = jnp.zeros(size, x.dtype).at[0].set(alternative[0] - x)
         theirs = alternative[1:].reshape(c.n_layers, n, *x.shape)
@@ -82,7 +83,7 @@ def walk(
         if held is not None:
             own = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, n), held)
         # One product for all heads' inputs: reading the gaps is most of the work.
-        into_heads = None if rows is None else mix(c, rows[heads], gap)
+        into_heads: Any = None if rows is None else mix(c, rows[heads], gap)
 
         def come(slot: slice) -> Any:
             """What the edges add to the inputs of some receivers: [r B P D], or 0."""
