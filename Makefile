@@ -29,10 +29,10 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m long --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -q -m long --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/sweeps.py
