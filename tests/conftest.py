@@ -6,7 +6,8 @@ import hypothesis
 import jax
 import pytest
 
-# Compiling tiny models is nearly all of the time. What users run is optimized: see `optimized`.
+# Compiling tiny models is nearly all of the time. Optimized programs have a test of their own in
+# tests/sweep/test_sweep_batching.py; as users compile them, the benchmarks compare them with peers.
 jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__ < (0, 11):  # which know this flag, and compile twice as fast with it
     os.environ["XLA_FLAGS"] = (
@@ -23,12 +24,3 @@ def forget_programs():
     """Each compiled program holds memory maps, of which a process may have only so many."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def optimized():
-    """Programs as users run them."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)

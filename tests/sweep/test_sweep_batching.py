@@ -38,6 +38,7 @@ def compiler(request):
     jax.config.update("jax_disable_most_optimizations", request.param == "quick")
     jax.clear_caches()
     yield
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.clear_caches()
 
 
