@@ -296,7 +296,8 @@ def judge(study: Study, circuit: circuits.Circuit, scores: np.ndarray) -> None:
             area[kind].append(pair)
     mean = {kind: np.mean(pairs, 0) for kind, pairs in area.items()}
     study.say(
-        f"Over the MIB benchmark's edge fractions, {len(few)} prompts:", "",
+        f"Over the MIB benchmark's edge fractions, {len(few)} prompts (CPR takes edges by signed "
+        "score: circuits without what works against the answer exceed 1; CMD by size):", "",
         "| | CPR (higher is better) | CMD (lower is better) |", "| --- | --- | --- |",
         f"| EAP-IG scores | {mean['scores'][0]:.3f} | {mean['scores'][1]:.3f} |",
         f"| random scores (mean of 3) | {mean['random'][0]:.3f} | {mean['random'][1]:.3f} |", "",
