@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
+from jaxinterp.files import whole_folder
 from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json, read_tokenizer
 from jaxinterp.loading.sharding import shardings
@@ -38,10 +37,6 @@ def save(
     """
     import orbax.checkpoint as ocp
 
-    path = Path(path).absolute()
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: give another path or overwrite=True.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     description: dict[str, Any] = {
         "format": _FORMAT,
         "name": model.name,
@@ -49,24 +44,13 @@ def save(
         "config": model.config.to_dict(),
         "shapes": _shapes(model.params),
     }
-    partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
+    with whole_folder(path, overwrite=overwrite) as folder:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(partial / "params", model.params)
+            checkpointer.save(folder / "params", model.params)
         if tokenizer is not None:
-            tokenizer.save(partial)
-        (partial / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
-        partial.chmod(0o755)
-        if path.exists():
-            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.rename(aside / path.name)
-            partial.rename(path)
-            shutil.rmtree(aside)
-        else:
-            partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return path
+            tokenizer.save(folder)
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+    return Path(path).absolute()
 
 
 def load_checkpoint(path: Path, dtype: Any, mesh: Any) -> tuple[Model, Tokenizer | None]:
