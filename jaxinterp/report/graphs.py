@@ -155,7 +155,7 @@ def scatter(
     if not given:
         raise ValueError("There is nothing to compare with: give at least one estimate.")
     true = mean_effects(exact)
-    figure = Figure(figsize=(3.1 * len(given) + 0.6, 3.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(3.1 * len(given) + 0.6, 3.6), layout="compressed", facecolor="white")
     panels = figure.subplots(1, len(given), squeeze=False)[0]
     for axes, (name, result) in zip(panels, given.items(), strict=True):
         guess = mean_effects(result)
