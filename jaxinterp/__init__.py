@@ -12,6 +12,8 @@ from jaxinterp import (
     comparison,
     corpora,
     decomposition,
+    directions,
+    erasure,
     factored,
     handbuilt,
     heads,
@@ -20,9 +22,12 @@ from jaxinterp import (
     metrics,
     nnx,
     pairs,
+    probes,
     results,
     scrubbing,
     stats,
+    steering,
+    superposition,
     tasks,
     tracing,
 )
@@ -30,12 +35,14 @@ from jaxinterp.ablation import ablate, mean_activations
 from jaxinterp.attribution import attribute
 from jaxinterp.comparison import compare
 from jaxinterp.decomposition import attribute_logits, attribute_stream
+from jaxinterp.directions import Direction
 from jaxinterp.generation import Generated, generate
 from jaxinterp.interventions import (
     Edit,
     Shared,
     Where,
     add,
+    apply,
     product,
     project_out,
     replace,
@@ -84,8 +91,10 @@ from jaxinterp.model.transforms import (
 )  # fmt: skip
 from jaxinterp.pairs import patch_pairs
 from jaxinterp.patching import patch
+from jaxinterp.points import collect
 from jaxinterp.results import share
 from jaxinterp.scrubbing import scrub
+from jaxinterp.steering import steer
 from jaxinterp.streaming import batches_of, patch_stream
 from jaxinterp.sweep import Ledger, Plan, observe, plan, sweep, sweep_plain
 from jaxinterp.tasks import Task
@@ -97,6 +106,7 @@ __all__ = [
     "SITES",
     "At",
     "Config",
+    "Direction",
     "Edit",
     "Frame",
     "Generated",
@@ -119,6 +129,7 @@ __all__ = [
     "ablation",
     "accuracy",
     "add",
+    "apply",
     "attribute",
     "attribute_logits",
     "attribute_stream",
@@ -127,12 +138,15 @@ __all__ = [
     "center_unembed",
     "center_writing_weights",
     "circuits",
+    "collect",
     "compare",
     "comparison",
-    "decomposition",
     "corpora",
     "cross_entropy",
+    "decomposition",
+    "directions",
     "embed",
+    "erasure",
     "evaluate",
     "factored",
     "fetch",
@@ -164,6 +178,7 @@ __all__ = [
     "plan",
     "prob",
     "prob_diff",
+    "probes",
     "product",
     "project_out",
     "rank",
@@ -177,6 +192,9 @@ __all__ = [
     "shapes",
     "share",
     "stats",
+    "steer",
+    "steering",
+    "superposition",
     "sweep",
     "sweep_plain",
     "tasks",

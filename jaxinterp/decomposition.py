@@ -1,10 +1,10 @@
 """Direct logit attribution: a residual stream as the sum of what was written into it.
 
-The stream at a point is embedding + heads + MLPs + biases, exactly; along a direction each part has
-a share, and the shares sum to the stream's own value there. Read as logits, the final norm's scale
-is held at what the whole stream gives (Elhage et al. 2021, "A Mathematical Framework for Transformer
-Circuits"): that makes it linear, and it is an assumption. It is what the parts *write* that is
-read, not what changes when they are changed: check with a patch.
+The stream at a point is embedding + heads + MLPs + biases, exactly; along a direction each part
+has a share, and the shares sum to the stream's own value there. Read as logits, the final norm's
+scale is held at what the whole stream gives (Elhage et al. 2021, "A Mathematical Framework for
+Transformer Circuits"): that makes it linear, and it is an assumption. It is what the parts *write*
+that is read, not what changes when they are changed: check with a patch.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.parts import einsum, normalize
+from jaxinterp.points import places_in
 from jaxinterp.results import claim
 from jaxinterp.sweep.schedule import MEMORY
 
@@ -96,8 +97,9 @@ def attribute_stream(
     width = model.config.d_model
     if vectors.shape not in ((width,), (len(tokens), width)) or not np.isfinite(vectors).all():
         raise ValueError(
-            f"The direction has shape {list(vectors.shape)} (finite: {np.isfinite(vectors).all()}), "
-            f"expected finite values [{width}] or [{len(tokens)}, {width}]."
+            f"The direction has shape {list(vectors.shape)} and "
+            f"{int((~np.isfinite(vectors)).sum())} values that are not finite, expected finite "
+            f"values [{width}] or [{len(tokens)}, {width}]."
         )
     vectors = np.broadcast_to(vectors, (len(tokens), width))
     found = _shares(model, tokens, vectors, layer, position, by, batch, read_norm=False)
@@ -139,11 +141,7 @@ def _shares(
     point = c.n_layers if layer is None else layer
     if not 0 <= point <= c.n_layers:
         raise ValueError(f"layer={layer}, expected 0 (the embedding) to {c.n_layers} (the end).")
-    lengths = np.asarray(tokens.lengths)
-    places = np.broadcast_to(np.asarray(position), lengths.shape)
-    places = np.where(places < 0, places + lengths, places)
-    if (places < 0).any() or (places >= lengths).any():
-        raise ValueError(f"position={position!r} is outside prompts of {lengths.tolist()} tokens.")
+    places = places_in(tokens, position)
     each = 4 * graph.n_senders * tokens.shape[1] * c.d_model
     size = min(len(tokens), batch or max(1, MEMORY // each))
     pieces = []

@@ -1,8 +1,8 @@
 """Attention heads: where they look, what they move, and whom they listen to.
 
-A pattern says where a head looks, not that it matters: `pattern_scores` can weigh attention by the
-size of what is moved (Kobayashi et al. 2020, arXiv:2004.10102), and a patch or ablation is the test.
-Weights are taken as they are: pass ``fold_norm(model)`` to count the norms' gains in.
+A pattern says where a head looks, not that it matters: `pattern_scores` can weigh attention by
+the size of what is moved (Kobayashi et al. 2020, arXiv:2004.10102), and a patch or ablation is the
+test. Weights are taken as they are: pass ``fold_norm(model)`` to count the norms' gains in.
 """
 
 from __future__ import annotations

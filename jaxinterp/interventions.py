@@ -21,7 +21,7 @@ from jaxinterp.model.inputs import Tokens
 from jaxinterp.model.sites import SITES, absent, axis_size, parse
 from jaxinterp.model.taps import At
 
-Operation = Literal["replace", "add", "scale", "project_out"]
+Operation = Literal["replace", "add", "scale", "project_out", "apply"]
 Index = Any  # None (everywhere), an integer, or a bool mask along the axis
 
 
@@ -81,7 +81,10 @@ def _outside(index: jax.Array, size: jax.Array | int) -> jax.Array:
 
 
 class Edit(struct.PyTreeNode):
-    """One operation at one place. Made by `replace`, `zero`, `add`, `scale`, `project_out`."""
+    """One operation at one place: what `replace`, `zero`, `add`, `scale`, ... make.
+
+    value: what is put, added, ...; for ``apply`` a function that is a pytree.
+    """
 
     site: str = struct.field(pytree_node=False)
     operation: Operation = struct.field(pytree_node=False)
@@ -93,21 +96,25 @@ class Edit(struct.PyTreeNode):
         return (self.site,)
 
     def __call__(self, value: jax.Array, at: At) -> jax.Array:
-        given = self._given(value, at)
-        if self.operation == "replace":
-            changed = jnp.broadcast_to(given, value.shape)
-        elif self.operation == "add":
-            changed = value + given
-        elif self.operation == "scale":
-            changed = value * given
-        else:
-            unit = given / jnp.linalg.norm(given, axis=-1, keepdims=True)
-            changed = value - (value * unit).sum(-1, keepdims=True) * unit
+        changed = self._changed(value, at)
         selected, outside = self._select(at, value.ndim)
         # Select, never interpolate: a NaN in what is not chosen must not leak.
         value = jnp.where(selected, changed, value)
         # A traced index cannot be refused at the door; NaN is louder than doing nothing.
         return jnp.where(outside, jnp.nan, value) if outside is not None else value
+
+    def _changed(self, value: jax.Array, at: At) -> jax.Array:
+        if self.operation == "apply":
+            return jnp.asarray(unshare(self.value)(value, at)).astype(value.dtype)
+        given = self._given(value, at)
+        if self.operation == "replace":
+            return jnp.broadcast_to(given, value.shape)
+        if self.operation == "add":
+            return value + given
+        if self.operation == "scale":
+            return value * given
+        unit = given / jnp.linalg.norm(given, axis=-1, keepdims=True)
+        return value - (value * unit).sum(-1, keepdims=True) * unit
 
     def _given(self, value: jax.Array, at: At) -> jax.Array:
         """What is to be put, added or projected out, as far as it stands where ``value`` does."""
@@ -258,9 +265,25 @@ def project_out(
     site: str, direction: Any, *, layer: Index = None, position: Index = None,
     head: Index = None, neuron: Index = None, source: Index = None,
 ) -> Edit:  # fmt: skip
-    """Directional ablation: remove the component along ``direction`` (the site's last axis)."""
-    where = _where(layer, position, head, neuron, source)
+    """Directional ablation: remove the component along ``direction`` (the site's last axis).
+
+    Raises ``ValueError`` for a direction of length 0.
+    """
+    where, known = _where(layer, position, head, neuron, source), unshare(direction)
+    if not isinstance(known, jax.core.Tracer) and not np.linalg.norm(known, axis=-1).all():
+        raise ValueError(f"A direction for {site!r} has length 0: there is nothing to project out.")
     return _edit("project_out", site, direction, where)
+
+
+def apply(
+    site: str, function: Any, *, layer: Index = None, position: Index = None, head: Index = None,
+    neuron: Index = None, source: Index = None,
+) -> Edit:  # fmt: skip
+    """Put ``function(value, at)`` there: any map of the site's values, such as an eraser.
+
+    function: a pytree (its arrays may have a grid's leading axis); see `jaxinterp.model.At`.
+    """
+    return _edit("apply", site, function, _where(layer, position, head, neuron, source))
 
 
 def _where(layer: Index, position: Index, head: Index, neuron: Index, source: Index) -> dict:

@@ -11,8 +11,9 @@ import numpy as np
 from jaxinterp.generation import generate
 from jaxinterp.grid_runs import recorded
 from jaxinterp.interventions import replace
-from jaxinterp.model import Model, Tokens, as_tokens
+from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.points import places_in
 from jaxinterp.results import claim
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ def patchscope(
     for tokens in (source, target):
         check_tokens(model.config, tokens)
     c, rows = model.config, np.arange(len(source))
-    from_where = source.columns(_positions("at", at, source))
-    places = _positions("into", into, target)
+    from_where = source.columns(places_in(source, at))
+    places = places_in(target, into)
     given = _layers("layers", layers, c.n_layers)
     others = None if into_layers is None else _layers("into_layers", into_layers, c.n_layers)
     stream = recorded(model, source, sites=("resid_pre",))["resid_pre"]
@@ -80,16 +81,6 @@ def patchscope(
         model, site="resid_pre", intervention="replace", at=at, into=into, n_prompts=len(source)
     )
     return xr.Dataset(data, coords, attrs)
-
-
-def _positions(name: str, given: Any, tokens: Tokens) -> np.ndarray:
-    """int [B], each within its prompt; negative ones count from its end."""
-    lengths = np.asarray(tokens.lengths)
-    places = np.broadcast_to(np.asarray(given), lengths.shape)
-    places = np.where(places < 0, places + lengths, places)
-    if (places < 0).any() or (places >= lengths).any():
-        raise ValueError(f"{name}={given!r} is outside prompts of {lengths.tolist()} tokens.")
-    return places
 
 
 def _layers(name: str, given: Sequence[int] | None, n_layers: int) -> list[int]:

@@ -77,7 +77,7 @@ def fit_logistic(
     """
     import optax
 
-    n, width = X.shape
+    width = X.shape[1]
     outputs = 1 if n_classes == 2 else n_classes
     targets = jnp.broadcast_to(targets, weights.shape)
     mean, deviation = moments(X, weights)

@@ -1,0 +1,177 @@
+"""Erasing a concept from activations: after it, no linear probe finds it.
+
+An `Eraser` is an affine map of small rank that works on arrays and inside a run::
+
+    eraser = leace(X, labels)
+    ji.forward(model, tokens, ji.apply("resid_post", eraser, layer=9))
+
+That a concept cannot be read linearly from one place says nothing of other places or of nonlinear
+readers, and erasing always removes something else too: `random_eraser` of the same rank is the
+placebo.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxinterp.probes import fit_logistic
+
+SMALL = 0.01  # correlations below this are noise (Belrose et al.'s choice)
+
+
+class Eraser(struct.PyTreeNode):
+    """x - ((x - centre) removed) put: removed [... D R], put [... R D], centre [... D].
+
+    With a leading layer axis (`stack`), a run's layer picks its own. Orthogonal projections have
+    ``put`` = ``removed`` transposed.
+    """
+
+    removed: jax.Array
+    put: jax.Array
+    centre: jax.Array
+
+    @property
+    def rank(self) -> int:
+        """How many dimensions are removed."""
+        return int(self.removed.shape[-1])
+
+    def __call__(self, value: jax.Array, at: Any = None) -> jax.Array:
+        """Erase from values [... D]; ``at`` is where a run is (`jaxinterp.apply` gives it)."""
+        removed, put, centre = self.removed, self.put, self.centre
+        if removed.ndim == 3:
+            if at is None or at.layer is None:
+                raise ValueError("This eraser has one map for each layer: take one, eraser[9].")
+            removed, put, centre = removed[at.layer], put[at.layer], centre[at.layer]
+        if value.shape[-1] != centre.shape[-1]:
+            raise ValueError(
+                f"An eraser of width {centre.shape[-1]} cannot act on values of width "
+                f"{value.shape[-1]}."
+            )
+        inside = jnp.matmul(value - centre, removed, precision="highest")
+        return value - jnp.matmul(inside, put, precision="highest")
+
+    def __getitem__(self, layer: Any) -> Eraser:
+        return jax.tree.map(lambda leaf: leaf[layer], self)
+
+
+def stack(erasers: list[Eraser]) -> Eraser:
+    """One eraser for every layer, in order; smaller ranks are filled up with zeros."""
+    rank = max(e.rank for e in erasers)
+    return Eraser(
+        jnp.stack([jnp.pad(e.removed, ((0, 0), (0, rank - e.rank))) for e in erasers]),
+        jnp.stack([jnp.pad(e.put, ((0, rank - e.rank), (0, 0))) for e in erasers]),
+        jnp.stack([e.centre for e in erasers]),
+    )
+
+
+def leace(X: Any, labels: Any, *, affine: bool = True) -> Eraser:
+    """Least-squares concept erasure (Belrose et al. 2023, arXiv:2306.03819, theorem 4.2).
+
+    x' = x - W^+ U U^T W (x - mu), W = Sigma_xx^(-1/2), U the left singular vectors of W Sigma_xz:
+    the smallest change of x after which no linear probe does better than a constant.
+
+    X [n D]; labels [n] of classes, or [n Z] of numbers. Computed in float64. affine: False takes
+    mu = 0 (the map is then linear).
+
+    Raises ``ValueError`` for labels of one class, values that are not finite, or too few examples.
+    """
+    X, Z, _ = _given(X, labels)
+    mean = X.mean(0)
+    centred, concept = X - mean, Z - Z.mean(0)
+    values, V = np.linalg.eigh(centred.T @ centred / len(X))
+    kept = values > values.max() * len(values) * np.finfo(np.float64).eps
+    root = np.sqrt(np.where(kept, values, 1))
+    W = (V * np.where(kept, 1 / root, 0)) @ V.T
+    W_back = (V * np.where(kept, root, 0)) @ V.T
+    U, s, _ = np.linalg.svd(W @ (centred.T @ concept / len(X)), full_matrices=False)
+    U = U[:, s > SMALL]
+    return _eraser(W @ U, (W_back @ U).T, mean if affine else np.zeros_like(mean))
+
+
+def inlp(X: Any, labels: Any, rounds: int, *, penalty: float = 1e-3) -> Eraser:
+    """Iterative null-space projection (Ravfogel et al. 2020, arXiv:2004.07667).
+
+    ``rounds`` times: fit a logistic probe to what is left, and project its directions out. The
+    eraser is the one projection onto what no probe used. penalty: as in `fit_logistic`.
+    """
+    X, Z, n_classes = _given(X, labels)
+    if n_classes is None:
+        raise ValueError("INLP needs classes: labels [n] of whole numbers or text.")
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: at least one direction is projected out.")
+    targets = Z.argmax(1)
+    basis = np.zeros((X.shape[1], 0))
+    for _ in range(rounds):
+        left = X - (X @ basis) @ basis.T
+        found = fit_logistic(
+            jnp.asarray(left, jnp.float32), jnp.asarray(targets), jnp.ones((1, len(X))),
+            jnp.asarray([penalty]), n_classes=n_classes,
+        )  # fmt: skip
+        directions = np.asarray(found.W[0, 0], np.float64)
+        directions = directions - basis @ (basis.T @ directions)
+        Q, s, _ = np.linalg.svd(directions, full_matrices=False)
+        new = Q[:, s > 1e-6 * max(s.max(), 1e-30)]
+        if basis.shape[1] + new.shape[1] > X.shape[1]:
+            break
+        basis = np.linalg.qr(np.concatenate([basis, new], 1))[0]
+    return _eraser(basis, basis.T, np.zeros(X.shape[1]))
+
+
+def mean_eraser(X: Any, labels: Any) -> Eraser:
+    """Projects out the differences between the class means, about the mean of all."""
+    X, Z, n_classes = _given(X, labels)
+    if n_classes is None:
+        raise ValueError("Class means need classes: labels [n] of whole numbers or text.")
+    means = (Z.T @ X) / Z.sum(0)[:, None]
+    U, s, _ = np.linalg.svd((means - means.mean(0)).T, full_matrices=False)
+    U = U[:, s > 1e-6 * s.max()]
+    return _eraser(U, U.T, X.mean(0))
+
+
+def direction_eraser(directions: Any) -> Eraser:
+    """Projects out the span of directions [D] or [R D]."""
+    V = np.atleast_2d(np.asarray(directions, np.float64))
+    if not np.isfinite(V).all() or not np.linalg.norm(V, axis=1).all():
+        raise ValueError("A direction has length 0 or is not finite: there is nothing to erase.")
+    Q, s, _ = np.linalg.svd(V.T, full_matrices=False)
+    Q = Q[:, s > 1e-6 * s.max()]
+    return _eraser(Q, Q.T, np.zeros(V.shape[1]))
+
+
+def random_eraser(width: int, rank: int, seed: int = 0, centre: Any = None) -> Eraser:
+    """The placebo: a random projection of the same rank."""
+    if not 1 <= rank <= width:
+        raise ValueError(f"rank={rank}, expected 1 to {width} (the width).")
+    rng = np.random.default_rng(seed)
+    Q = np.linalg.qr(rng.normal(size=(width, rank)))[0]
+    return _eraser(Q, Q.T, np.zeros(width) if centre is None else np.asarray(centre))
+
+
+def _eraser(removed: np.ndarray, put: np.ndarray, centre: np.ndarray) -> Eraser:
+    return Eraser(*(jnp.asarray(a, jnp.float32) for a in (removed, put, centre)))
+
+
+def _given(X: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, int | None]:
+    """Float64 examples [n D], indicators or numbers [n Z], and the number of classes."""
+    X, labels = np.asarray(X, np.float64), np.asarray(labels)
+    if X.ndim != 2 or len(X) < 2:
+        raise ValueError(f"X has shape {list(X.shape)}, expected [example, width], 2 or more.")
+    if not np.isfinite(X).all():
+        bad = int(np.argmax(~np.isfinite(X).all(1)))
+        raise ValueError(f"Activations of example {bad} are not finite: leave it out.")
+    if len(labels) != len(X):
+        raise ValueError(f"There are {len(labels)} labels for {len(X)} examples.")
+    if labels.ndim == 2 or labels.dtype.kind == "f":
+        Z = labels.astype(np.float64).reshape(len(X), -1)
+        if not np.isfinite(Z).all() or not Z.std(0).any():
+            raise ValueError("The labels are constant or not finite: there is nothing to erase.")
+        return X, Z, None
+    classes, index = np.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"All labels are {classes[0]!r}: erasing needs two classes or more.")
+    return X, np.eye(len(classes))[index], len(classes)
