@@ -30,6 +30,7 @@ from jaxinterp import (
     superposition,
     tasks,
     tracing,
+    uses,
 )
 from jaxinterp.ablation import ablate, mean_activations
 from jaxinterp.attribution import attribute
@@ -100,6 +101,7 @@ from jaxinterp.sweep import Ledger, Plan, observe, plan, sweep, sweep_plain
 from jaxinterp.tasks import Task
 from jaxinterp.tokens import Tokenizer
 from jaxinterp.tracing import trace_causes
+from jaxinterp.uses import probe_and_erase
 from jaxinterp.version import __version__
 
 __all__ = [
@@ -178,6 +180,7 @@ __all__ = [
     "plan",
     "prob",
     "prob_diff",
+    "probe_and_erase",
     "probes",
     "product",
     "project_out",
@@ -201,5 +204,6 @@ __all__ = [
     "trace_causes",
     "tracing",
     "unembed",
+    "uses",
     "zero",
 ]
