@@ -222,9 +222,13 @@ def _held(c: Any, norm: Any, stream: jax.Array, vectors: jax.Array) -> tuple[jax
     """
     if norm is None:
         return einsum(c, "bd,bd->b", stream, vectors), vectors
-    seen: list[jax.Array] = []
-    read = normalize(c, norm, stream, lambda scale: (seen.append(scale), scale)[1])
-    return einsum(c, "bd,bd->b", read, vectors), _pulled(c, norm, seen[0], vectors)
+    seen: dict[str, jax.Array] = {}
+
+    def see(scale: jax.Array) -> jax.Array:
+        return seen.setdefault("scale", scale)
+
+    read = normalize(c, norm, stream, see)
+    return einsum(c, "bd,bd->b", read, vectors), _pulled(c, norm, seen["scale"], vectors)
 
 
 def _pulled(c: Any, norm: Any, scale: jax.Array, vectors: jax.Array) -> jax.Array:
@@ -266,6 +270,6 @@ def _labelled(
 
 def top_components(result: xr.DataArray, n: int = 10) -> xr.DataArray:
     """The ``n`` components of largest mean share, by size, the largest first."""
-    mean = np.abs(result.mean("prompt")).values
+    mean = np.abs(result.mean("prompt").values)
     chosen: Sequence[int] = np.argsort(-mean, kind="stable")[:n].tolist()
     return result.isel(component=list(chosen))

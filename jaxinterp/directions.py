@@ -125,7 +125,7 @@ class Direction:
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no direction file {path}.")
         try:
-            with np.load(path, allow_pickle=False) as held:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
                 return cls(held["vector"], *json.loads(str(held["about"])))
         except Exception as error:  # damaged archives raise many kinds
             raise ValueError(f"{path} is not a direction file: {error!r}.") from error

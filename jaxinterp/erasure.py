@@ -27,22 +27,26 @@ SMALL = 0.01  # correlations below this are noise (Belrose et al.'s choice)
 class Eraser(struct.PyTreeNode):
     """x - ((x - centre) removed) put: removed [... D R], put [... R D], centre [... D].
 
-    With a leading layer axis (`stack`), a run's layer picks its own. Orthogonal projections have
-    ``put`` = ``removed`` transposed.
+    NumPy arrays in float64, as they are fitted. With a leading layer axis (`stack`), a run's layer
+    picks its own. Orthogonal projections have ``put`` = ``removed`` transposed.
     """
 
-    removed: jax.Array
-    put: jax.Array
-    centre: jax.Array
+    removed: Any
+    put: Any
+    centre: Any
 
     @property
     def rank(self) -> int:
         """How many dimensions are removed."""
         return int(self.removed.shape[-1])
 
-    def __call__(self, value: jax.Array, at: Any = None) -> jax.Array:
-        """Erase from values [... D]; ``at`` is where a run is (`jaxinterp.apply` gives it)."""
-        removed, put, centre = self.removed, self.put, self.centre
+    def __call__(self, value: Any, at: Any = None) -> Any:
+        """Erase from values [... D]; ``at`` is where a run is (`jaxinterp.apply` gives it).
+
+        NumPy's arrays stay so, in their own precision.
+        """
+        xp: Any = np if isinstance(value, np.ndarray) else jnp
+        removed, put, centre = (xp.asarray(leaf, value.dtype) for leaf in jax.tree.leaves(self))
         if removed.ndim == 3:
             if at is None or at.layer is None:
                 raise ValueError("This eraser has one map for each layer: take one, eraser[9].")
@@ -52,6 +56,8 @@ class Eraser(struct.PyTreeNode):
                 f"An eraser of width {centre.shape[-1]} cannot act on values of width "
                 f"{value.shape[-1]}."
             )
+        if xp is np:
+            return value - (value - centre) @ removed @ put
         inside = jnp.matmul(value - centre, removed, precision="highest")
         return value - jnp.matmul(inside, put, precision="highest")
 
@@ -63,9 +69,9 @@ def stack(erasers: list[Eraser]) -> Eraser:
     """One eraser for every layer, in order; smaller ranks are filled up with zeros."""
     rank = max(e.rank for e in erasers)
     return Eraser(
-        jnp.stack([jnp.pad(e.removed, ((0, 0), (0, rank - e.rank))) for e in erasers]),
-        jnp.stack([jnp.pad(e.put, ((0, rank - e.rank), (0, 0))) for e in erasers]),
-        jnp.stack([e.centre for e in erasers]),
+        np.stack([np.pad(e.removed, ((0, 0), (0, rank - e.rank))) for e in erasers]),
+        np.stack([np.pad(e.put, ((0, rank - e.rank), (0, 0))) for e in erasers]),
+        np.stack([e.centre for e in erasers]),
     )
 
 
@@ -153,7 +159,7 @@ def random_eraser(width: int, rank: int, seed: int = 0, centre: Any = None) -> E
 
 
 def _eraser(removed: np.ndarray, put: np.ndarray, centre: np.ndarray) -> Eraser:
-    return Eraser(*(jnp.asarray(a, jnp.float32) for a in (removed, put, centre)))
+    return Eraser(removed, put, centre)
 
 
 def _given(X: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, int | None]:
@@ -173,5 +179,7 @@ def _given(X: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, int | None]:
         return X, Z, None
     classes, index = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise ValueError(f"All labels are {classes[0]!r}: erasing needs two classes or more.")
+        raise ValueError(
+            f"All labels are {classes[0].item()!r}: erasing needs two classes or more."
+        )
     return X, np.eye(len(classes))[index], len(classes)

@@ -153,9 +153,7 @@ def _update(
         value, order = jax.lax.top_k(both[0], k)  # of equal ones, the earlier stays
         counts = old.counts
         if bins is not None:
-            level = jnp.searchsorted(bins, x, side="right")  # B P N
-            hit = jax.nn.one_hot(level, len(bins) + 1, dtype=jnp.int32)
-            counts = counts + (hit * mask[..., None, None]).sum((0, 1))
+            counts = counts + _histogram(x, mask, bins)
         take = functools.partial(jnp.take_along_axis, axis=1)
         return _Kept(
             value, take(both[1], order), take(both[2], order),
@@ -163,6 +161,15 @@ def _update(
         )  # fmt: skip
 
     return jax.lax.map(one, (values, kept))
+
+
+def _histogram(x: jax.Array, mask: jax.Array, edges: jax.Array) -> jax.Array:
+    """Counts [N bins] of x [B P N] at real tokens, one edge at a time."""
+    real = mask[:, :, None]
+    above = jax.lax.map(lambda edge: (real & (x >= edge)).sum((0, 1)), edges)  # edges N
+    everything = jnp.broadcast_to(mask.sum(), above[:1].shape)
+    upward = jnp.concatenate([everything, above, jnp.zeros_like(above[:1])])
+    return (upward[:-1] - upward[1:]).T
 
 
 def written_tokens(
@@ -207,8 +214,9 @@ def _ends(
     def through(norm: Any, x: jax.Array) -> jax.Array:
         return x if norm is None else normalize(c, norm.replace(b=None), x, jnp.ones_like)
 
-    post = p.blocks.ln2_post
-    x = p.blocks.mlp.W_out[layer][neurons]
+    post, mlp = p.blocks.ln2_post, p.blocks.mlp
+    assert mlp is not None
+    x = mlp.W_out[layer][neurons]
     x = through(None if post is None else jax.tree.map(lambda leaf: leaf[layer], post), x)
     x = through(p.ln_final, x)
     bare = model.replace(

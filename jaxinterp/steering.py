@@ -44,7 +44,7 @@ def mean_norms(
     if require(model.config, site).axes != ("position", "d_model"):
         raise ValueError(f"{site!r} is not of the stream's shape: steering adds to the stream.")
     size = batch_size(model, tokens, batch, MEMORY)
-    total, count = 0.0, 0.0
+    total, count = np.zeros(model.config.n_layers), 0.0
     for begin in range(0, len(tokens), size):
         rows = np.arange(begin, min(begin + size, len(tokens)))
         norms, n = _norms(model, tokens[rows], site=site, first=first)

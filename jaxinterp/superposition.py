@@ -136,12 +136,12 @@ def phase_diagram(
         jax.random.key(seed), jnp.asarray(d, jnp.float32), jnp.asarray(weights, jnp.float32),
         n_hidden=n_hidden, **training,
     )  # fmt: skip
-    loss = np.asarray(loss).reshape(shape)
-    best = loss.argmin(-1)[..., None]
+    losses = np.asarray(loss).reshape(shape)
+    best = losses.argmin(-1)[..., None]
 
     def chosen(values: jax.Array) -> np.ndarray:
-        values = np.asarray(values).reshape(*shape, n_features)
-        return np.take_along_axis(values, best[..., None], 2)[:, :, 0]
+        each = np.asarray(values).reshape(*shape, n_features)
+        return np.take_along_axis(each, best[..., None], 2)[:, :, 0]
 
     norm, interference = chosen(toy.norms), chosen(toy.interference)
     phase = np.where(
@@ -153,7 +153,7 @@ def phase_diagram(
         {
             "norm": ((*cell, "feature"), norm),
             "interference": ((*cell, "feature"), interference),
-            "loss": (cell, np.take_along_axis(loss, best, 2)[..., 0]),
+            "loss": (cell, np.take_along_axis(losses, best, 2)[..., 0]),
             "phase": (cell, phase),
         },
         {"importance": importances, "density": densities, "feature": np.arange(n_features)},

@@ -93,8 +93,8 @@ def probe_and_erase(
         ]
         erasers += [eraser, *others]
         after = np.asarray(eraser(jnp.asarray(x)))
-        scores = [_accuracy(each, labels, test, penalty) for each in (x, after)]
-        accuracy.append((*scores, eraser.rank))
+        before, left = (_accuracy(each, labels, test, penalty) for each in (x, after))
+        accuracy.append((before, left, eraser.rank))
     stacked, rows = stack(erasers), np.flatnonzero(test)
     part, own = tokens[rows], of_prompts(metric, rows)
     where: dict[str, Any] = {"layer": np.repeat(chosen, placebos + 1)}
@@ -115,7 +115,7 @@ def probe_and_erase(
     apart = run(lambda here, at: kl(_last(model, here)))
     names = ["erased", *(f"random {i}" for i in range(placebos))]
     dims, shape = ("layer", "eraser", "prompt"), (len(chosen), len(names), len(rows))
-    before, erased, ranks = zip(*accuracy, strict=True)
+    scores, scores_erased, ranks = zip(*accuracy, strict=True)
     counts = np.unique(labels[test], return_counts=True)[1]
     attrs = claim(
         model, site=site, intervention="erase", metric=metric.describe(), erase_at=erase_at,
@@ -127,8 +127,8 @@ def probe_and_erase(
         {
             "value": (dims, value[:-1].reshape(shape)),
             "kl": (dims, apart[:-1].reshape(shape)),
-            "accuracy": ("layer", list(before)),
-            "accuracy_erased": ("layer", list(erased)),
+            "accuracy": ("layer", list(scores)),
+            "accuracy_erased": ("layer", list(scores_erased)),
             "rank": ("layer", list(ranks)),
             "majority": ((), counts.max() / counts.sum()),
         },

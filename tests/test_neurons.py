@@ -10,6 +10,7 @@ from jaxinterp import neurons
 
 RNG = np.random.default_rng(0)
 IDS = RNG.integers(0, 17, (9, 6))
+IDS[:, 0] = np.arange(9)  # no two contexts, so no two activations, are alike
 LENGTHS = np.array([6, 4, 6, 2, 6, 6, 5, 6, 3])
 POSITIONS = np.where(np.arange(6) < LENGTHS[:, None], np.arange(6), -1)
 BATCHES = [ji.Tokens(IDS[i : i + 3], POSITIONS[i : i + 3]) for i in (0, 3, 6)]

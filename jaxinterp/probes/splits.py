@@ -38,7 +38,7 @@ class Splits:
             missing = np.setdiff1d(classes, labels[self.train[s]])
             if len(missing):
                 raise ValueError(
-                    f"Split {s} trains on no example of {missing[0]!r}: give more examples, "
+                    f"Split {s} trains on no example of {missing[0].item()!r}: give more examples, "
                     "another seed, or fewer classes."
                 )
             if groups is None:
@@ -83,7 +83,7 @@ def make_splits(
         for stratum in np.unique(strata):
             kinds = np.unique(units[strata == stratum])
             if len(kinds) < 3:
-                what = "groups" if groups is not None else f"examples of {stratum!r}"
+                what = "groups" if groups is not None else f"examples of {stratum.item()!r}"
                 raise ValueError(f"There are {len(kinds)} {what}: three parts need at least 3.")
             order = rng.permutation(kinds)
             ends = np.cumsum(shares[:2]) / sum(shares) * len(order)
@@ -107,7 +107,7 @@ def check_labels(labels: np.ndarray) -> np.ndarray:
         )
     classes = np.unique(labels)
     if len(classes) < 2:
-        held = repr(classes[0]) if len(classes) else "missing"
+        held = repr(classes[0].item()) if len(classes) else "missing"
         raise ValueError(f"All labels are {held}: a probe needs two classes or more.")
     if len(labels) <= len(classes):
         raise ValueError(

@@ -105,7 +105,7 @@ LEAKY = probes.Splits(*(np.eye(3, dtype=bool)[i][np.arange(N) % 3][None] for i i
     [
         ({"labels": np.zeros(N, int)}, "two classes or more"),
         ({"labels": Y + 0.5}, "whole numbers or text"),
-        ({"labels": Y[:2], "X": X[:, :2]}, "2 examples of 2 classes"),
+        ({"labels": np.array([0, 1]), "X": X[:, :2]}, "2 examples of 2 classes"),
         ({"labels": Y[:-1]}, "expected .points, 239 examples"),
         ({"X": np.where(np.arange(N)[:, None] == 7, np.nan, NOISE)}, "point 0, example 7"),
         ({"splits": LEAKY, "groups": np.arange(N) // 2}, "leaks: group 0 is in both train and"),
