@@ -29,6 +29,22 @@ if TYPE_CHECKING:
 Targets = Callable[[Tokens], Any]
 
 
+def repeated_tokens(
+    model: Model, *, n: int = 16, length: int = 32, seed: int = 0, bos: int | None = None
+) -> Tokens:
+    """Random tokens said twice, [n, 2 length] (one more with ``bos``): text without any meaning.
+
+    Within a half no token repeats, so that each has one earlier place at most.
+    """
+    size = model.config.vocab_size
+    if n < 1 or not 2 <= length <= size:
+        raise ValueError(f"n={n}, length={length}: expected 1 or more, and 2 to {size} tokens.")
+    rng = np.random.default_rng(seed)
+    halves = np.stack([rng.choice(size, length, replace=False) for _ in range(n)])
+    start = np.full((n, 0 if bos is None else 1), bos or 0)
+    return as_tokens(np.concatenate([start, halves, halves], 1).astype(np.int32))
+
+
 def previous_token(tokens: Tokens) -> np.ndarray:
     """[B P S]: the token just before."""
     positions = np.asarray(tokens.positions)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # xarray brings pandas: too heavy for `import jaxinterp`
     import xarray as xr
 
 
+_MARK = "jaxinterp_result"  # an attribute of files that hold a Dataset
+
+
 def claim(model: Model, **fields: Any) -> dict[str, Any]:
     """The record of a causal result: enough to run it again.
 
@@ -77,15 +80,24 @@ def share(result: xr.DataArray, prompts: str = "mean") -> xr.DataArray:
     return out.rename(f"{result.name}_share").assign_attrs(result.attrs)
 
 
-def save(result: xr.DataArray, path: str | os.PathLike[str]) -> Path:
+def save(result: xr.DataArray | xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write a result as NetCDF-4 (HDF5), coordinates and attributes included."""
+    import xarray as xr
+
+    if isinstance(result, xr.Dataset):
+        dataset = result.assign_attrs({_MARK: "Dataset"})
+    else:
+        dataset = result.to_dataset(name=result.name or "value")
     with whole(path) as temporary:
-        result.to_dataset(name=result.name or "value").to_netcdf(temporary, engine="h5netcdf")
+        dataset.to_netcdf(temporary, engine="h5netcdf")
     return Path(path)
 
 
-def load(path: str | os.PathLike[str]) -> xr.DataArray:
-    """Read a result written by `save`. Raises ``ValueError`` when the file is not one."""
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read a result written by `save`, an ``xarray.DataArray`` or ``Dataset`` as it was.
+
+    Raises ``ValueError`` when the file is not one.
+    """
     import xarray as xr
 
     if not Path(path).is_file():
@@ -99,6 +111,8 @@ def load(path: str | os.PathLike[str]) -> xr.DataArray:
             dataset = opened.load()
     except (OSError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} is not a complete result file ({error}); run it again.") from None
+    if dataset.attrs.pop(_MARK, None):
+        return dataset
     arrays = list(dataset.values())
     if len(arrays) != 1:
         raise ValueError(f"{path} holds {len(arrays)} arrays, a result file holds one.")

@@ -14,7 +14,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code (2 for bad input)."""
     import tyro
 
-    from jaxinterp.cli import circuits, commands
+    from jaxinterp.cli import circuits, commands, reading
 
     try:
         tyro.extras.subcommand_cli_from_dict(
@@ -26,6 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "paths": circuits.paths,
                 "discover": circuits.discover,
                 "evaluate": circuits.evaluate,
+                "lens": reading.lens,
+                "dla": reading.dla,
+                "heads": reading.heads,
+                "neurons": reading.neurons,
+                "probe": reading.probe,
+                "steer": reading.steer,
                 "models": commands.models,
                 "fetch": commands.fetch,
             },
