@@ -108,7 +108,7 @@ def heads(
         mean = scores.mean("prompt")
         flat = mean.stack(cell=("layer", "head"))
         best = flat.isel(cell=np.argsort(-flat.values)[:show])
-        cells = zip(best.layer.values, best.head.values, best.values, strict=True)
+        cells = zip(best["layer"].values, best["head"].values, best.values, strict=True)
         print(f"{kind}: " + "  ".join(f"{a}.{h} {v:.2f}" for a, h, v in cells))
     draw = {
         kind: lambda path, kind=kind: report.score_map(found[kind], path, title=kind)

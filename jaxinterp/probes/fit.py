@@ -17,6 +17,7 @@ from flax import struct
 from jaxinterp.model.compiled import jit
 
 TOLERANCE = 1e-5
+ROUNDING = 1e-7  # of a loss in float32, relative
 
 
 class Probes(struct.PyTreeNode):
@@ -72,8 +73,8 @@ def fit_logistic(
     X [n D], targets int [n] or one set per split [S n], weights [S n] (>= 0), penalties [R].
     Minimises the weighted mean cross-entropy + penalty / 2 * |W|^2, W of the scaled activations
     and b free (scikit-learn's C is 1 / (n penalty)), by L-BFGS (Liu & Nocedal 1989) until no
-    entry of the gradient exceeds ``tolerance``. scaled: activations are scaled to mean 0 and
-    deviation 1 over each split's examples.
+    entry of the gradient exceeds ``tolerance``, or the loss falls no more. scaled: activations
+    are scaled to mean 0 and deviation 1 over each split's examples.
     """
     import optax
 
@@ -101,20 +102,25 @@ def fit_logistic(
         value_and_grad = optax.value_and_grad_from_state(loss)
 
         def step(at: Any) -> Any:
-            p, state, _, count = at
+            p, state, _, count, before, stalled = at
             value, slope = value_and_grad(p, state=state)
             updates, state = optimizer.update(
                 slope, state, p, value=value, grad=slope, value_fn=loss
             )
             p = optax.apply_updates(p, updates)
-            return p, state, _largest(optax.tree.get(state, "grad")), count + 1
+            largest, now = _largest(optax.tree.get(state, "grad")), optax.tree.get(state, "value")
+            # Past this the numbers' own precision decides: no step is better than another.
+            gained = before - now > ROUNDING * jnp.abs(now)
+            return p, state, largest, count + 1, now, jnp.where(gained, 0, stalled + 1)
 
         def unfinished(at: Any) -> jax.Array:
-            return (at[2] > tolerance) & (at[3] < max_steps)
+            _, _, largest, count, _, stalled = at
+            return (largest > tolerance) & (count < max_steps) & (stalled < 3)
 
         p = (jnp.zeros((width, outputs), X.dtype), jnp.zeros(outputs, X.dtype))
-        start = (p, optimizer.init(p), jnp.asarray(jnp.inf, X.dtype), jnp.int32(0))
-        p, _, slope, count = jax.lax.while_loop(unfinished, step, start)
+        far = jnp.asarray(jnp.inf, X.dtype)
+        start = (p, optimizer.init(p), far, jnp.int32(0), far, jnp.int32(0))
+        p, _, slope, count, _, _ = jax.lax.while_loop(unfinished, step, start)
         return Probes(*raw(p), loss(p), count, slope)
 
     splits = (targets, weights, mean, deviation)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from small_models import only_long
 
 import jaxinterp as ji
 from jaxinterp import heads, lens, neurons, probes
@@ -79,7 +80,7 @@ def test_neurons(tiny, loaded, tmp_path, capsys):
     assert "Neuron 1.3" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["csv", only_long("jsonl")])
 def test_probe(tiny, loaded, tmp_path, capsys, kind):
     model, tokenizer = loaded
     texts = TEXTS * 4
