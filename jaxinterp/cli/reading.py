@@ -48,10 +48,11 @@ def lens(
         best = end.sel(layer=layer, prompt=0)
         said = " ".join(repr(str(t)) for t in best.top_text.values)
         print(f"{layer:>3}  KL {float(best.kl):7.3f}  {said}")
-    draw: dict[str, Callable[[Path], Any]] = {
-        f"lens_{p}": lambda path, p=p: report.lens_table(found, path, prompt=p, colour=colour)
-        for p in found.prompt.values
-    }
+
+    def picture(prompt: int) -> Callable[[Path], Any]:
+        return lambda path: report.lens_table(found, path, prompt=prompt, colour=colour)
+
+    draw = {f"lens_{p}": picture(p) for p in found.prompt.values.tolist()}
     _write(out, {"lens": found}, draw)
 
 
@@ -110,10 +111,11 @@ def heads(
         best = flat.isel(cell=np.argsort(-flat.values)[:show])
         cells = zip(best["layer"].values, best["head"].values, best.values, strict=True)
         print(f"{kind}: " + "  ".join(f"{a}.{h} {v:.2f}" for a, h, v in cells))
-    draw = {
-        kind: lambda path, kind=kind: report.score_map(found[kind], path, title=kind)
-        for kind in found
-    }
+
+    def picture(kind: str) -> Callable[[Path], Any]:
+        return lambda path: report.score_map(found[kind], path, title=kind)
+
+    draw = {kind: picture(kind) for kind in found}
     _write(out, found, draw)
 
 
@@ -239,11 +241,11 @@ def steer(
     if not texts:
         raise ValueError(f"{prompts} has no prompts: one per line.")
     net, tokenizer = _load(model)
-    sides = [
+    has, lacks = (
         points.collect(net, tokenizer([row[side] for row in rows]), site="resid_post")
         for side in ("positive", "negative")
-    ]
-    direction = directions.from_pairs(*sides)
+    )
+    direction = directions.from_pairs(has, lacks)
     tokens, n = tokenizer(texts), len(texts)
     metric = metrics.logit_diff(
         [tokenizer.single_token(answer)] * n, [tokenizer.single_token(wrong)] * n
