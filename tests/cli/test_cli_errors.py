@@ -180,7 +180,7 @@ def test_a_cached_model_with_another_hash_is_not_used(refuses, patch_refuses, to
 
 
 def test_fetching_an_unknown_name(refuses):
-    expected = ("'gpt-9' is no built-in model", "expected one of smollm2-135m-instruct")
+    expected = ("'gpt-9' is not built in", "expected one of smollm2-135m-instruct")
     refuses("fetch", "gpt-9", expected=expected)
 
 
