@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=24, help="a side")
     parser.add_argument("--features", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=1)
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--out", type=Path, default=Path("runs/superposition"))

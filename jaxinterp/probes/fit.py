@@ -1,8 +1,8 @@
 """Linear probes as array functions: many at once over the same activations.
 
-Activations X [n D] are shared by every split and penalty, never copied: a split is weights [n]
-(0 leaves an example out), and scaling to the mean and deviation of its examples is folded into the
-probe. Axis letters: S splits, R penalties, K outputs (1 for two classes).
+Activations X [n D] are shared by every split and penalty: a split is weights [n] (0 leaves an
+example out), and scaling to the mean and deviation of its examples is folded into the probe. Axis
+letters: S splits, R penalties, K outputs (1 for two classes).
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ def fit_logistic(
 
     X [n D], targets int [n] or one set per split [S n], weights [S n] (>= 0), penalties [R].
     Minimises the weighted mean cross-entropy + penalty / 2 * |W|^2, W of the scaled activations
-    and b free (scikit-learn's C is 1 / (n penalty)), by L-BFGS (Liu & Nocedal 1989) until no
-    entry of the gradient exceeds ``tolerance``, or the loss falls no more. scaled: activations
-    are scaled to mean 0 and deviation 1 over each split's examples.
+    and b free (scikit-learn's C is 1 / (n penalty)), by L-BFGS (Liu & Nocedal 1989) in the
+    activations' principal axes, each in units of the loss's curvature, until no entry of the
+    gradient there exceeds ``tolerance``, or the loss falls no more. scaled: activations are scaled
+    to mean 0 and deviation 1 over each split's examples.
     """
     import optax
 
@@ -85,19 +86,29 @@ def fit_logistic(
     if not scaled:
         mean, deviation = jnp.zeros_like(mean), jnp.ones_like(deviation)
     optimizer = optax.lbfgs(memory_size=10)
+    matmul = functools.partial(jnp.matmul, precision="highest")
+
+    def axes(split: Any) -> tuple[jax.Array, jax.Array]:
+        """Principal axes [D D] of a split's scaled activations, and their variances."""
+        weight, mean, deviation = split
+        Z = jnp.sqrt(weight / weight.sum())[:, None] * (X - mean) / deviation
+        values, V = jnp.linalg.eigh(matmul(Z.T, Z))
+        return V, jnp.maximum(values, 0)
+
+    V, values = jax.lax.map(axes, (weights, mean, deviation))
+    turned = jax.lax.map(lambda at: matmul((X - at[0]) / at[1], at[2]), (mean, deviation, V))
 
     def one(split: Any, penalty: jax.Array) -> Probes:
-        target, weight, mean, deviation = split
+        target, weight, mean, deviation, V, values, Z = split
         share = weight / weight.sum()
-
-        def raw(p: Any) -> tuple[jax.Array, jax.Array]:
-            W = p[0] / deviation[:, None]
-            return W, p[1] - jnp.matmul(mean, W, precision="highest")
+        # In units in which the loss curves about alike in all directions: a quarter of the
+        # variance (the most that a logistic loss has of it), and the penalty.
+        unit = 1 / jnp.sqrt(values / 4 + penalty)[:, None]
 
         def loss(p: Any) -> jax.Array:
-            W, b = raw(p)
-            entropy = cross_entropy(jnp.matmul(X, W, precision="highest") + b, target)
-            return (share * entropy).sum() + penalty / 2 * jnp.square(p[0]).sum()
+            along = unit * p[0]
+            entropy = cross_entropy(matmul(Z, along) + p[1], target)
+            return (share * entropy).sum() + penalty / 2 * jnp.square(along).sum()
 
         value_and_grad = optax.value_and_grad_from_state(loss)
 
@@ -121,9 +132,10 @@ def fit_logistic(
         far = jnp.asarray(jnp.inf, X.dtype)
         start = (p, optimizer.init(p), far, jnp.int32(0), far, jnp.int32(0))
         p, _, slope, count, _, _ = jax.lax.while_loop(unfinished, step, start)
-        return Probes(*raw(p), loss(p), count, slope)
+        W = matmul(V, unit * p[0]) / deviation[:, None]
+        return Probes(W, p[1] - matmul(mean, W), loss(p), count, slope)
 
-    splits = (targets, weights, mean, deviation)
+    splits = (targets, weights, mean, deviation, V, values, turned)
     return jax.vmap(lambda s: jax.vmap(lambda r: one(s, r))(penalties))(splits)
 
 
