@@ -112,7 +112,7 @@ def test_names():
     assert set(models()) == {"smollm2-135m-instruct", "gemma-3-270m", "minilm-l6"}
     assert "98 MB; Apache-2.0" in models()["smollm2-135m-instruct"]
     assert "Gemma terms" in models()["gemma-3-270m"]
-    with pytest.raises(LoadError, match="no built-in model: expected one of smollm2"):
+    with pytest.raises(LoadError, match="is not built in: expected one of smollm2"):
         fetch("smollm3")
 
 
