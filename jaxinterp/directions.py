@@ -19,7 +19,7 @@ from jaxinterp.files import whole
 from jaxinterp.interventions import Edit, add, project_out
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Direction:
     """A vector at a site: [D], or one per layer (or point) [L D]. ``source`` says how it was found.
 
@@ -39,6 +39,9 @@ class Direction:
         if not np.linalg.norm(vector, axis=-1).all():
             raise ValueError(f"The direction ({self.source}) has length 0.")
         object.__setattr__(self, "vector", vector)
+
+    def __repr__(self) -> str:
+        return f"Direction({list(self.vector.shape)} at {self.site!r}: {self.source})"
 
     @property
     def norm(self) -> np.ndarray:

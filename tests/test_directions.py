@@ -50,6 +50,7 @@ def test_algebra():
 
 
 def test_by_layer():
+    assert repr(U + V) == "Direction([8] at 'resid_post': (given + given))"
     D = Direction(RNG.normal(size=(3, 8)))
     np.testing.assert_allclose(D.project(A)[1], D[1].project(A[1]), atol=1e-5)
     np.testing.assert_allclose(D.cosine(2 * D), 1, atol=1e-6)
