@@ -85,7 +85,9 @@ def fit_logistic(
     mean, deviation = moments(X, weights)
     if not scaled:
         mean, deviation = jnp.zeros_like(mean), jnp.ones_like(deviation)
-    optimizer = optax.lbfgs(memory_size=10)
+    # In these units a whole step is nearly always right; where float32 ends, no search helps.
+    search = optax.scale_by_zoom_linesearch(max_linesearch_steps=4, initial_guess_strategy="one")
+    optimizer = optax.lbfgs(memory_size=10, linesearch=search)
     matmul = functools.partial(jnp.matmul, precision="highest")
 
     def axes(split: Any) -> tuple[jax.Array, jax.Array]:
