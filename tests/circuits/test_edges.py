@@ -86,12 +86,14 @@ def test_a_run_patched_into_itself():
 def test_edges_into_the_logits_add_up_under_a_frozen_norm(name):
     """With the last norm's scale frozen the metric is linear in what is added to the stream."""
     config = CONFIGS[name].replace(norm_final=False, logit_softcap=0.0)
-    model = init(config, __import__("jax").random.key(3), scale=2.0)
+    model = init(config, jax.random.key(3), scale=2.0)
     graph = Graph(config)
     into = [e for e in graph.edges if e.endswith("->logits")]
-    got = patch_edges(model, clean=PROMPTS, corrupted=OTHER, metric=DIFF, edges=into)
+    with jax.enable_x64(True):
+        model = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model)
+        got = patch_edges(model, clean=PROMPTS, corrupted=OTHER, metric=DIFF, edges=into)
     total = (got - got["clean"]).sum("edge")
-    np.testing.assert_allclose(total, got["corrupted"] - got["clean"], atol=1e-4)
+    np.testing.assert_allclose(total, got["corrupted"] - got["clean"], atol=1e-9)
     assert np.abs(total).min() > 1e-2
 
 
