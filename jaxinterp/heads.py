@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxinterp.factored import FactoredMatrix
 from jaxinterp.grid_runs import batch_size
-from jaxinterp.model import Model, Tokens, as_tokens, forward
+from jaxinterp.model import Model, Tokens, as_tokens, forward, run_layers
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.results import claim
@@ -220,8 +220,6 @@ def _random_composition(width: int, rank: int, draws: int = 8) -> float:
 
 def _after_first_mlp(model: Model) -> jax.Array:
     """[V D]: each token's embedding with what the first MLP adds to it alone."""
-    from jaxinterp.model import run_layers
-
     if model.config.attention_only:
         raise ValueError("An attention-only model has no MLP: leave through_mlp out.")
     blocks = model.params.blocks

@@ -19,6 +19,7 @@ from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.parts import normalize
 from jaxinterp.model.sites import require
+from jaxinterp.points import layers_in
 from jaxinterp.results import claim
 
 if TYPE_CHECKING:
@@ -69,9 +70,7 @@ def top_examples(
     if spec.axes != ("position", "neuron"):
         raise ValueError(f"{site!r} has axes {spec.axes}, expected 'mlp_post' or 'mlp_pre'.")
     c = model.config
-    chosen = list(range(c.n_layers)) if layers is None else [int(layer) for layer in layers]
-    if not chosen or not all(0 <= layer < c.n_layers for layer in chosen):
-        raise ValueError(f"layers={layers}, expected layers from 0 to {c.n_layers - 1}.")
+    chosen = layers_in(c.n_layers, layers)
     before, after = window
     if k < 1 or before < 0 or after < 0:
         raise ValueError(f"k={k}, window={window}: expected k of 1 or more, no negative numbers.")
@@ -200,7 +199,7 @@ def written_tokens(
     dims = ("neuron", "end", "rank")
     data: dict[str, Any] = {"token": (dims, np.asarray(token)), "change": (dims, np.asarray(value))}
     if tokenizer is not None:
-        data["text"] = (dims, _texts(tokenizer, np.asarray(token)))
+        data["text"] = (dims, tokenizer.token_texts(token))
     coords = {"neuron": chosen, "end": ["raised", "lowered"], "rank": np.arange(k)}
     return xr.Dataset(data, coords, claim(model, layer=layer, intervention="none"))
 
@@ -270,9 +269,3 @@ def _labelled(
         coords["bin"] = np.arange(len(bins) + 1)
         coords["above"] = ("bin", np.concatenate([[-np.inf], bins]))
     return xr.Dataset(data, coords, attrs)
-
-
-def _texts(tokenizer: Any, ids: np.ndarray) -> np.ndarray:
-    kinds, where = np.unique(ids, return_inverse=True)
-    texts = np.asarray([tokenizer.str_tokens([int(i)])[0] for i in kinds], object)
-    return texts[where].reshape(ids.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -85,3 +86,11 @@ def places_in(tokens: Tokens, position: Any) -> np.ndarray:
     if (places < 0).any() or (places >= lengths).any():
         raise ValueError(f"position={position!r} is outside prompts of {lengths.tolist()} tokens.")
     return places
+
+
+def layers_in(n_layers: int, given: Sequence[int] | None, name: str = "layers") -> list[int]:
+    """The chosen layers, by default all. Raises ``ValueError`` for none, or ones not there."""
+    layers = list(range(n_layers)) if given is None else [int(layer) for layer in given]
+    if not layers or not all(0 <= layer < n_layers for layer in layers):
+        raise ValueError(f"{name}={given!r}, expected layers from 0 to {n_layers - 1}.")
+    return layers

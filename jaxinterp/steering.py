@@ -24,6 +24,7 @@ from jaxinterp.model import Model, Tokens, as_tokens, forward
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import require
+from jaxinterp.points import layers_in
 from jaxinterp.results import claim
 from jaxinterp.sweep.schedule import MEMORY
 
@@ -230,9 +231,7 @@ def _grid(
     norms = mean_norms(model, tokens, site) if norms is None else np.asarray(norms, float)
     if norms.shape != (c.n_layers,) or not np.isfinite(norms).all():
         raise ValueError(f"norms have shape {list(norms.shape)}, expected finite [{c.n_layers}].")
-    chosen = list(range(c.n_layers)) if layers is None else [int(x) for x in layers]
-    if not chosen or not all(0 <= layer < c.n_layers for layer in chosen):
-        raise ValueError(f"layers={layers}, expected layers from 0 to {c.n_layers - 1}.")
+    chosen = layers_in(c.n_layers, layers)
     for name, d in directions.items():
         if d.vector.shape not in ((c.d_model,), (c.n_layers, c.d_model)):
             raise ValueError(

@@ -225,6 +225,13 @@ class Tokenizer:
 
     # Words and places
 
+    def token_texts(self, ids: Any) -> np.ndarray:
+        """Each token's text, an array shaped as ``ids``; "" for negative ones (no token)."""
+        ids = np.asarray(ids)
+        kinds, where = np.unique(ids, return_inverse=True)
+        texts = ["" if i < 0 else self.str_tokens([int(i)])[0] for i in kinds]
+        return np.asarray(texts)[where].reshape(ids.shape)
+
     def _pieces(self, text: str) -> list[int]:
         """The ids of a text as it stands in a prompt: " Mary" continues what comes before."""
         if not text.startswith(" "):

@@ -18,7 +18,7 @@ from jaxinterp.interventions import Shared, apply
 from jaxinterp.metrics import Metric, check_metric, evaluate, kl, of_prompts
 from jaxinterp.model import Model, as_tokens, forward
 from jaxinterp.model.sites import require
-from jaxinterp.points import collect, places_in
+from jaxinterp.points import collect, layers_in, places_in
 from jaxinterp.probes import fit_logistic, make_splits
 from jaxinterp.results import claim
 
@@ -78,9 +78,7 @@ def probe_and_erase(
     splits = make_splits(labels, groups=groups, n_splits=1, shares=(0.4, 0.1, 0.5), seed=seed)
     test = splits.test[0]
     places, X = places_in(tokens, position), collect(model, tokens, position, site=site)
-    chosen = list(range(len(X))) if layers is None else [int(layer) for layer in layers]
-    if not chosen or not all(0 <= layer < len(X) for layer in chosen):
-        raise ValueError(f"layers={layers}, expected layers from 0 to {len(X) - 1}.")
+    chosen = layers_in(len(X), layers)
     erasers: list[Eraser] = []
     accuracy: list[tuple[float, float, int]] = []
     for layer in chosen:

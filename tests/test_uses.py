@@ -41,8 +41,8 @@ def test_equals_erasing_by_hand(erase_at):
     np.testing.assert_allclose(found.clean, logits[:, 4] - logits[:, 8], atol=1e-5)
 
 
-def test_what_is_read_and_what_is_not():
-    """The hand-built pair's answer stands in the stream; its look-alike is read by nobody."""
+def test_what_the_model_reads():
+    """The hand-built pair's answer: a probe finds it, and erasing it takes the behaviour away."""
     known = ji.handbuilt.previous_token_induction()
     pairs = known.make(n=120, length=12, seed=0)
     answers = np.asarray(pairs.answers).reshape(-1)

@@ -13,7 +13,7 @@ from jaxinterp.grid_runs import recorded
 from jaxinterp.interventions import replace
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
-from jaxinterp.points import places_in
+from jaxinterp.points import layers_in, places_in
 from jaxinterp.results import claim
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def patchscope(
     c, rows = model.config, np.arange(len(source))
     from_where = source.columns(places_in(source, at))
     places = places_in(target, into)
-    given = _layers("layers", layers, c.n_layers)
-    others = None if into_layers is None else _layers("into_layers", into_layers, c.n_layers)
+    given = layers_in(c.n_layers, layers)
+    others = None if into_layers is None else layers_in(c.n_layers, into_layers, "into_layers")
     stream = recorded(model, source, sites=("resid_pre",))["resid_pre"]
     values = np.asarray(stream[:, rows, np.asarray(from_where)])  # [L B D]
     tokens, log_probs = [], []
@@ -81,10 +81,3 @@ def patchscope(
         model, site="resid_pre", intervention="replace", at=at, into=into, n_prompts=len(source)
     )
     return xr.Dataset(data, coords, attrs)
-
-
-def _layers(name: str, given: Sequence[int] | None, n_layers: int) -> list[int]:
-    layers = list(range(n_layers)) if given is None else [int(layer) for layer in given]
-    if not layers or not all(0 <= layer < n_layers for layer in layers):
-        raise ValueError(f"{name}={given!r}, expected layers from 0 to {n_layers - 1}.")
-    return layers

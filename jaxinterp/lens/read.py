@@ -183,13 +183,6 @@ def _labelled(
             np.asarray(tokens.ids),
             np.asarray(tokens.columns(np.where(real, np.arange(real.shape[1]), 0))), 1,
         )  # fmt: skip
-        coords["token"] = (("prompt", "position"), _texts(tokenizer, np.where(real, ids, -1)))
-        data["top_text"] = (top, _texts(tokenizer, data["top_token"][1]))
+        coords["token"] = (("prompt", "position"), tokenizer.token_texts(np.where(real, ids, -1)))
+        data["top_text"] = (top, tokenizer.token_texts(data["top_token"][1]))
     return xr.Dataset(data, coords, attrs)
-
-
-def _texts(tokenizer: Any, ids: np.ndarray) -> np.ndarray:
-    """Each token's text, "" for -1."""
-    kinds, where = np.unique(ids, return_inverse=True)
-    texts = ["" if i < 0 else tokenizer.str_tokens([int(i)])[0] for i in kinds]
-    return np.asarray(texts)[where].reshape(ids.shape)

@@ -1,4 +1,4 @@
-"""Probing every layer at once, with the baselines without which an accuracy says nothing.
+"""Probing every layer, with the baselines without which an accuracy says nothing.
 
 A high accuracy says *decodable*: some linear map finds it. It does not say that the model uses it;
 for that, erase what was found and measure behaviour (`jaxinterp.probes.erase_and_measure`).
