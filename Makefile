@@ -28,6 +28,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+test: export OPENBLAS_NUM_THREADS = 1  # the workers share the cores; its threads would spin
 test: lint
 	$(BIN)/python -m pytest -q --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -34,6 +34,7 @@ from jaxinterp import (
     uses,
 )
 from jaxinterp.ablation import ablate, mean_activations
+from jaxinterp.activations import activation_statistics
 from jaxinterp.attribution import attribute
 from jaxinterp.comparison import compare
 from jaxinterp.decomposition import attribute_logits, attribute_stream
@@ -131,6 +132,7 @@ __all__ = [
     "ablate",
     "ablation",
     "accuracy",
+    "activation_statistics",
     "add",
     "apply",
     "attribute",

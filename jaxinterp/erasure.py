@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.model import Model
+from jaxinterp.model.transforms import change_writers, untie
 from jaxinterp.probes import fit_logistic
 
 SMALL = 0.01  # correlations below this are noise (Belrose et al.'s choice)
@@ -156,6 +158,38 @@ def random_eraser(width: int, rank: int, seed: int = 0, centre: Any = None) -> E
     rng = np.random.default_rng(seed)
     Q = np.linalg.qr(rng.normal(size=(width, rank)))[0]
     return _eraser(Q, Q.T, np.zeros(width) if centre is None else np.asarray(centre))
+
+
+def orthogonalize(model: Model, directions: Any) -> Model:
+    """The model that can no longer write along directions [D], [R D] or a `Direction`.
+
+    W - W V V^T (V an orthonormal basis of them) of everything that writes to the stream:
+    embeddings, heads' outputs, MLPs' outputs and their biases (Arditi et al. 2024,
+    arXiv:2406.11717). Its logits are those of projecting the directions out of the stream at every
+    layer of a run. A tied unembedding, which reads, is untied first and stays as it is.
+
+    Raises ``ValueError`` where a norm stands between the weights and the stream (its gain would
+    turn what is written), and for directions of another width, of no length, or not finite.
+    """
+    c = model.config
+    between = [n for n in ("norm_embed", "norm_output", "norm_stream") if getattr(c, n)]
+    if between and c.norm != "none":
+        raise ValueError(
+            f"This {c.family} model norms what it writes (config.{between[0]}), so no weights are "
+            "equal to the ablation: project the directions out at run time "
+            "(jaxinterp.project_out at the stream's sites)."
+        )
+    vector = np.asarray(getattr(directions, "vector", directions))
+    V = direction_eraser(vector).removed
+    if len(V) != c.d_model:
+        raise ValueError(f"The directions have width {len(V)}, the stream has {c.d_model}.")
+
+    def without(W: jax.Array) -> jax.Array:
+        basis = jnp.asarray(V, W.dtype)
+        along = jnp.matmul(W, basis, precision="highest")
+        return W - jnp.matmul(along, basis.T, precision="highest")
+
+    return change_writers(untie(model), without)
 
 
 def _eraser(removed: np.ndarray, put: np.ndarray, centre: np.ndarray) -> Eraser:

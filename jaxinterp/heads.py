@@ -116,22 +116,50 @@ def pattern_scores(
 @functools.partial(jit, static=("by_value",))
 def _scores(model: Model, tokens: Tokens, wanted: jax.Array, *, by_value: bool) -> jax.Array:
     """[L H B]"""
-    c = model.config
-    sites = ("pattern", "v") if by_value else ("pattern",)
-    found = forward(model, tokens, record=sites).activations
-    weight = found["pattern"]  # L B H P S
-    if by_value:
-        W_O = model.params.blocks.attn.W_O  # L H K D
-        groups = c.n_heads // c.n_kv_heads
-        v = jnp.repeat(found["v"], groups, axis=3)  # L B S H K
-        gram = jnp.einsum("lhkd,lhjd->lhkj", W_O, W_O, precision="highest")
-        square = jnp.einsum("lbshk,lhkj,lbshj->lbhs", v, gram, v, precision="highest")
-        weight = weight * jnp.sqrt(jnp.maximum(square, 0))[:, :, :, None]
-        weight = weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-30)
+    weight = _weights(model, tokens, by_value=by_value)
     has = (wanted != 0).any(-1)  # B P
     on = (weight * wanted[None, :, None]).sum(-1)  # L B H P
     mean = jnp.where(has[None, :, None], on, 0).sum(-1) / has.sum(-1)[None, :, None]
     return mean.swapaxes(1, 2)
+
+
+@functools.partial(jit, static=("by_value",))
+def _weights(model: Model, tokens: Tokens, *, by_value: bool) -> jax.Array:
+    """Attention [L B H P S], or the share of what a head moves that comes from each source."""
+    c = model.config
+    found = forward(model, tokens, record=("pattern", "v") if by_value else ("pattern",))
+    weight = found.activations["pattern"]
+    if not by_value:
+        return weight
+    W_O = model.params.blocks.attn.W_O  # L H K D
+    v = jnp.repeat(found.activations["v"], c.n_heads // c.n_kv_heads, axis=3)  # L B S H K
+    gram = jnp.einsum("lhkd,lhjd->lhkj", W_O, W_O, precision="highest")
+    square = jnp.einsum("lbshk,lhkj,lbshj->lbhs", v, gram, v, precision="highest")
+    weight = weight * jnp.sqrt(jnp.maximum(square, 0))[:, :, :, None]
+    return weight / jnp.maximum(weight.sum(-1, keepdims=True), 1e-30)
+
+
+def attention(
+    model: Model, tokens: Any, *, tokenizer: Any = None, by_value: bool = False
+) -> xr.DataArray:
+    """Every head's attention on one prompt: (layer, head, query, source), to look at.
+
+    tokens: one prompt [P] or [1 P], or text with a tokenizer. by_value: as in `pattern_scores`.
+    The coordinate ``token`` holds the tokens' texts (ids without a tokenizer), by source.
+
+    Raises ``ValueError`` for several prompts and padding.
+    """
+    given = tokenizer([tokens]) if isinstance(tokens, str) and tokenizer is not None else tokens
+    tokens = as_tokens(given)
+    check_tokens(model.config, tokens)
+    if len(tokens) != 1 or not np.asarray(tokens.mask).all():
+        raise ValueError(f"The tokens have shape {list(tokens.shape)}, expected one whole prompt.")
+    values = np.asarray(_weights(model, tokens, by_value=by_value))[:, 0]
+    ids = np.asarray(tokens.ids)[0]
+    texts = [str(i) for i in ids] if tokenizer is None else tokenizer.token_texts(ids).tolist()
+    attrs = claim(model, site="pattern", intervention="none", by_value=by_value, n_prompts=1)
+    found = _by_head(values, ("layer", "head", "query", "source"), "attention", attrs)
+    return found.assign_coords(token=("source", texts))
 
 
 def ov_circuits(model: Model) -> FactoredMatrix:

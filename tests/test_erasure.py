@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from small_models import PROMPTS, small_model
+from small_models import PROMPTS, sites_of, small_model, with_long
 
 import jaxinterp as ji
 from jaxinterp import erasure
@@ -144,6 +144,29 @@ def test_a_sweep_over_erasers():
         np.testing.assert_allclose(found[e], alone, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", with_long("gpt2", "gptj", "qwen3", "attention_only", core=["llama", "neox", "gpt2"])
+)
+def test_orthogonalized_weights_are_the_ablation_at_run_time(name):
+    model = small_model(name)
+    V = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    eraser = erasure.direction_eraser(V)
+    writers = ["embed", "pos_embed", "attn_out", "mlp_out"]
+    edits = [ji.apply(site, eraser) for site in writers if site in sites_of(model.config)]
+    expected = ji.forward(model, PROMPTS, edits, record=("resid_post",))
+    found = ji.forward(erasure.orthogonalize(model, V), PROMPTS, record=("resid_post",))
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
+    np.testing.assert_allclose(found.activations["resid_post"] @ V.T, 0, atol=1e-5)
+    plain = ji.forward(model, PROMPTS)
+    assert abs(plain.logits - expected.logits).max() > 1e-2
+    one = erasure.orthogonalize(model, ji.Direction(V[0]))
+    stream = [ji.project_out(site, V[0]) for site in ("resid_pre", "resid_mid", "resid_post")]
+    along = [edit for edit in stream if edit.site in sites_of(model.config)]
+    np.testing.assert_allclose(
+        ji.forward(one, PROMPTS).logits, ji.forward(model, PROMPTS, along).logits, atol=1e-5
+    )
+
+
 X4, Y4 = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 1, 0, 1])
 
 
@@ -162,6 +185,10 @@ X4, Y4 = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 1, 0, 1])
         (lambda: erasure.leace(X4, Y4)(np.ones(4)), "width 3 cannot act on values of width 4"),
         (lambda: erasure.stack([erasure.leace(X4, Y4)])(np.ones(3)), "for each layer"),
         (lambda: ji.project_out("resid_post", np.zeros(8)), "length 0"),
+        (lambda: erasure.orthogonalize(small_model("llama"), np.ones(3)), "have width 3"),
+        (lambda: erasure.orthogonalize(small_model("llama"), np.zeros(8)), "length 0"),
+        (lambda: erasure.orthogonalize(small_model("gemma2"), np.ones(8)), "norm_output"),
+        (lambda: erasure.orthogonalize(small_model("bert"), np.ones(8)), "norm_embed"),
     ],
 )  # fmt: skip
 def test_bad_input(run, message):

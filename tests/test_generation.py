@@ -138,6 +138,17 @@ def test_steering_acts_where_it_is_told_to(name, apply):
         assert_recomputed(out, name, steering(apply))
 
 
+@pytest.mark.parametrize("apply", ["both", "prompt", "generated"])
+def test_a_zero_steering_vector_changes_nothing(apply):
+    model, nothing = small_model("llama"), add("resid_post", np.zeros(8, np.float32), layer=1)
+    key = jax.random.key(0)
+    for sampling in ({}, {"temperature": 1.0, "key": key}):
+        plain = generate(model, batch("left"), 4, **sampling)
+        steered = generate(model, batch("left"), 4, interventions=nothing, apply=apply, **sampling)
+        np.testing.assert_array_equal(steered.tokens.ids, plain.tokens.ids)
+        np.testing.assert_array_equal(steered.log_probs, plain.log_probs)
+
+
 def test_without_a_cache_means_forward_of_the_text_so_far():
     model, steer = small_model("neox"), add("resid_post", STEER, layer=1)
     text = list(PROMPTS[1])

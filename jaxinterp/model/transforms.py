@@ -6,8 +6,10 @@ pure function on the model (Elhage et al. 2021; as in TransformerLens's weight p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxinterp.model.config import Config
@@ -103,21 +105,28 @@ def center_writing_weights(model: Model) -> Model:
         norm="layer", norm_input=True, norm_output=False, norm_stream=False, norm_embed=False,
         norm_final=True,
     )  # fmt: skip
-    model = untie(model)
+    return change_writers(untie(model), lambda W: W - W.mean(-1, keepdims=True))
+
+
+def change_writers(model: Model, change: Callable[[jax.Array], jax.Array]) -> Model:
+    """The model with ``change`` done to all that writes to the stream, arrays [... D].
+
+    These are the embeddings, heads' and MLPs' output matrices and their biases.
+    """
+
+    def changed(x: Any) -> Any:
+        return None if x is None else change(x)
+
     p = model.params
-    attn, mlp = p.blocks.attn, p.blocks.mlp
-    attn = attn.replace(W_O=_centered(attn.W_O), b_O=_centered(attn.b_O))
+    attn, mlp, embed = p.blocks.attn, p.blocks.mlp, p.embed
+    attn = attn.replace(W_O=changed(attn.W_O), b_O=changed(attn.b_O))
     if mlp is not None:
-        mlp = mlp.replace(W_out=_centered(mlp.W_out), b_out=_centered(mlp.b_out))
-    embed = p.embed.replace(
-        W_E=_centered(p.embed.W_E), W_pos=_centered(p.embed.W_pos), W_type=_centered(p.embed.W_type)
+        mlp = mlp.replace(W_out=changed(mlp.W_out), b_out=changed(mlp.b_out))
+    embed = embed.replace(
+        W_E=changed(embed.W_E), W_pos=changed(embed.W_pos), W_type=changed(embed.W_type)
     )
     params = p.replace(embed=embed, blocks=p.blocks.replace(attn=attn, mlp=mlp))
     return model.replace(params=params)
-
-
-def _centered(x: Any) -> Any:
-    return None if x is None else x - x.mean(-1, keepdims=True)
 
 
 def center_unembed(model: Model) -> Model:
@@ -130,7 +139,8 @@ def center_unembed(model: Model) -> Model:
         raise ValueError("center_unembed needs an unembedding; this model has none.")
     model = untie(model)
     head: Head = model.params.head
-    head = head.replace(W_U=_centered(head.W_U), b_U=_centered(head.b_U))
+    b_U = None if head.b_U is None else head.b_U - head.b_U.mean()
+    head = head.replace(W_U=head.W_U - head.W_U.mean(-1, keepdims=True), b_U=b_U)
     return model.replace(params=model.params.replace(head=head))
 
 

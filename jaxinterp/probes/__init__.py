@@ -1,6 +1,7 @@
 """Probes: what can be read from activations with a linear map. Decodable is not used."""
 
-from jaxinterp.probes.fit import Probes, fit_logistic, fit_means, fit_ridge
+from jaxinterp.probes.fit import Probes, fit_means, fit_ridge
+from jaxinterp.probes.logistic import fit_logistic
 from jaxinterp.probes.probe import PENALTIES, probe, text_baselines
 from jaxinterp.probes.splits import Splits, make_splits
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.probes.fit import Probes, fit_logistic
+from jaxinterp.probes.fit import Probes
+from jaxinterp.probes.logistic import fit_logistic
 from jaxinterp.probes.splits import Splits, check_labels, make_splits
 
 if TYPE_CHECKING:

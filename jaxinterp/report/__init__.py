@@ -13,13 +13,15 @@ from jaxinterp.report.readings import (
     lens_table,
     phase_map,
     probe_curves,
+    projections,
     score_map,
     steering_curves,
 )
 from jaxinterp.report.tables import summarize, summary_table
+from jaxinterp.report.views import View, attention_view, token_view
 
 __all__ = [
-    "component_bars", "draw_circuit", "heatmap", "lens_curves", "lens_table", "phase_map",
-    "probe_curves", "scatter", "score_map", "spread", "steering_curves", "summarize",
-    "summary_table", "write_report",
+    "View", "attention_view", "component_bars", "draw_circuit", "heatmap", "lens_curves",
+    "lens_table", "phase_map", "probe_curves", "projections", "scatter", "score_map", "spread",
+    "steering_curves", "summarize", "summary_table", "token_view", "write_report",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ import html
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,15 +48,31 @@ def write_report(
     sections = [_section(name, result) for name, result in results.items()]
     data = {"title": title, "extra": _record(extra or {}), "sections": sections}
     plain = "\n\n".join(f"{name}\n{summary_table(r)}" for name, r in results.items())
+    page = render(
+        "page.html", title=title, data=data, style=("page.css",), script=("draw.js", "page.js"),
+        plain=plain,
+    )  # fmt: skip
+    return write_page(page, path)
+
+
+def render(
+    template: str, *, title: str, data: Any, style: Sequence[str], script: Sequence[str],
+    plain: str = "",
+) -> str:  # fmt: skip
+    """A page that holds its own style, script and numbers; texts in ``data`` stay texts."""
     fields = {
         "title": html.escape(title),
-        "style": _asset("page.css"),
-        "script": _asset("draw.js") + _asset("page.js"),
+        "style": "".join(map(_asset, style)),
+        "script": "".join(map(_asset, script)),
         "data": _json(data),
         "plain": html.escape(plain),
     }
     # One pass: a value that looks like a field is left as it is.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _asset("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _asset(template))
+
+
+def write_page(page: str, path: str | os.PathLike[str]) -> Path:
+    """Write it, whole or not at all."""
     with whole(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     return Path(path)

@@ -218,6 +218,37 @@ def steering_curves(
     return written(figure, path)
 
 
+def projections(
+    along: Any, labels: Any, path: str | os.PathLike[str] | None = None, *, title: str = ""
+) -> Figure:
+    """Histograms of coordinates along a direction by label, with the area under the ROC curve.
+
+    along [n] (`Direction.project`), labels [n]. Of two labels the AUC says how often an example of
+    the second (in sorted order) lies above one of the first.
+    """
+    from matplotlib.figure import Figure
+
+    along, labels = np.asarray(along, float), np.asarray(labels)
+    kinds = np.unique(labels)
+    if along.ndim != 1 or labels.shape != along.shape or not len(kinds):
+        raise ValueError(
+            f"Coordinates {list(along.shape)} and labels {list(labels.shape)}, expected [n] each."
+        )
+    figure = Figure(figsize=(5.6, 3.2), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    bins = np.histogram_bin_edges(along, bins=40).tolist()
+    for kind, colour in zip(kinds, _colours(len(kinds)), strict=True):
+        axes.hist(along[labels == kind], bins, color=colour, alpha=0.55, label=str(kind))
+    across = "coordinate along the direction"
+    if len(kinds) == 2:
+        low, high = (along[labels == kind] for kind in kinds)
+        gap = high[:, None] - low
+        across += f" (AUC {((gap > 0) + 0.5 * (gap == 0)).mean():.3f})"
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
+    _dress(axes, across, "examples", title)
+    return written(figure, path)
+
+
 def phase_map(
     found: xr.Dataset, path: str | os.PathLike[str] | None = None, *, title: str = ""
 ) -> Figure:

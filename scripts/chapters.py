@@ -1,0 +1,173 @@
+"""Chapters that the studies of directions share: decodable, used, steered."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import jaxinterp as ji
+from jaxinterp import corpora, directions, probes, report, results, steering
+
+COEFFICIENTS = (-1.0, -0.5, -0.25, 0.25, 0.5, 1.0)
+LIMIT = 0.1  # nats of KL on unrelated text
+
+
+def decodable(
+    out: Path, X: Any, labels: Any, groups: Any, types: Any, examples: str, seed: int
+) -> list[str]:
+    """Probes of every point X [L+1 n D], with their baselines."""
+    with tqdm(desc="probes", unit=" fits") as bar:
+        found = probes.probe(X, labels, groups=groups, types=types, seed=seed, on_done=bar.update)
+    results.save(found, out / "probe.nc")
+    report.probe_curves(found, out / "probe.png", title="Decodable")
+    mean = found.mean("split")
+    best = int(mean.accuracy.argmax())
+    return [
+        "## Decodable", "",
+        f"{examples}: accuracy {float(mean.accuracy[0]):.3f} before layer 0, "
+        f"{float(mean.accuracy[best]):.3f} at best (before layer {best}); there a control task "
+        f"{float(mean.control[best]):.3f}, shuffled labels {float(mean.shuffled[best]):.3f}, "
+        f"random direction {float(mean.random_direction[best]):.3f}, majority "
+        f"{float(mean.majority):.3f}.", "", "![probe](probe.png)", "",
+    ]  # fmt: skip
+
+
+def used(
+    model: Any, prompts: Any, sign: np.ndarray, metric: Any, direction: Any, examples: str,
+    placebos: int, seed: int,
+) -> list[str]:  # fmt: skip
+    """The metric's gap between two kinds of prompts, whole and with directions projected out.
+
+    sign [n]: +1 for the kind on which the metric should be higher, -1 for the other.
+    """
+
+    def gap(values: np.ndarray) -> np.ndarray:
+        return values[sign > 0].mean(-1) - values[sign < 0].mean(-1)
+
+    whole = np.asarray(ji.evaluate(metric, model, prompts))
+    right = ((whole - np.median(whole)) * sign > 0).mean()
+    left = np.stack([
+        np.asarray(ji.evaluate(metric, model, prompts, d.ablate()))
+        for d in (direction, *directions.random_like(direction, placebos, seed))
+    ])  # fmt: skip
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(2000):
+        rows = rng.integers(0, len(sign), len(sign))
+        up, down = rows[sign[rows] > 0], rows[sign[rows] < 0]
+        if len(up) and len(down):
+            shares = left[0][up].mean() - left[0][down].mean()
+            drawn.append(shares / (whole[up].mean() - whole[down].mean()))
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    gaps = np.array([gap(row) for row in left])
+    return [
+        "## Used", "",
+        f"{examples} ({len(sign)} prompts): the gap between the two kinds is {gap(whole):.2f} "
+        f"logits, and {right:.0%} of the prompts lie on their side of the median. With the "
+        f"direction projected out at every layer and position {gaps[0]:.2f} are left "
+        f"({gaps[0] / gap(whole):.0%} [{low:.0%}, {high:.0%}]); with random directions "
+        f"{gaps[1:].min():.2f} to {gaps[1:].max():.2f}.", "",
+    ]  # fmt: skip
+
+
+def unrelated(tokenizer: Any, n: int) -> np.ndarray:
+    """Blocks of 32 tokens of WikiText-2."""
+    with gzip.open(ji.fetch("wikitext-2") / "valid.raw.gz", "rt") as file:
+        rows = [line.strip() for line in file if line.strip()]
+    blocks = zip(corpora.packed(rows, tokenizer, 32, 1), range(n), strict=False)
+    return np.concatenate([np.asarray(tokens.ids) for tokens, _ in blocks])
+
+
+def steered(
+    model: Any, tokenizer: Any, halves: Sequence[list[str]],
+    metric_of: Callable[[list[str]], Any], direction: Any, *, out: Path,
+    prompting: tuple[str, Callable[[str], str]], placebos: int, texts: int, seed: int,
+) -> list[str]:  # fmt: skip
+    """Layer and coefficient chosen on one half of the prompts, the effect told on the other.
+
+    metric_of: the metric of some prompts, to be raised. prompting: what the rival is called, and
+    a prompt changed to ask for the same in words.
+    """
+    chosen_on, tested_on = halves
+    layers = list(range(2, model.config.n_layers, 4))
+    norms = steering.mean_norms(model, tokenizer(chosen_on))
+    options = {
+        "coefficients": COEFFICIENTS, "layers": layers, "norms": norms, "seed": seed,
+        "placebos": placebos,
+    }  # fmt: skip
+    named = {"direction": direction}
+    cells = len(layers) * len(COEFFICIENTS) * (1 + placebos)
+    with tqdm(total=cells * len(chosen_on), desc="steering", unit=" exp") as bar:
+        first = ji.steer(
+            model, tokenizer(chosen_on), metric_of(chosen_on), named, on_done=bar.update, **options
+        )
+    blocks = unrelated(tokenizer, texts)
+    with tqdm(total=cells * len(blocks), desc="unrelated text", unit=" exp") as bar:
+        apart = steering.side_effects(model, blocks, named, on_done=bar.update, **options)
+    results.save(first, out / "steering.nc")
+    results.save(apart, out / "side_effects.nc")
+    report.steering_curves(first, out / "steering.png", title="Steering")
+    report.steering_curves(apart, out / "side_effects.png", title="KL on unrelated text, nats")
+
+    moved = (first - first.clean).sel(direction="direction").mean("prompt")
+    kl = apart.sel(direction="direction").mean("prompt")
+    allowed = moved.where((kl <= LIMIT) & (moved.coefficient > 0))
+    pictures = ["![steering](steering.png)", "", "![side effects](side_effects.png)", ""]
+    if not bool(allowed.notnull().any()):
+        said = f"No layer and coefficient keeps the KL on unrelated text below {LIMIT} nats."
+        return ["## Steering", "", said, "", *pictures]
+    at = allowed.argmax(("layer", "coefficient"))
+    layer, most = (allowed[d].values[int(at[d])].item() for d in ("layer", "coefficient"))
+
+    both = [-most, most]
+    tokens = tokenizer(tested_on)
+    final = ji.steer(
+        model, tokens, metric_of(tested_on), named,
+        **{**options, "coefficients": both, "layers": [layer]},
+    ).isel(layer=0)  # fmt: skip
+    effect = (final - final.clean).transpose("coefficient", "direction", "prompt")
+    rival, asked = prompting
+    prompted = np.asarray(
+        ji.evaluate(metric_of(tested_on), model, tokenizer([asked(text) for text in tested_on]))
+    )
+    prompted = prompted - final.clean.values
+    made = steering.continuations(
+        model, tokens[:2], direction, layer, [-most, 0.0, most], 12, norms=norms,
+        tokenizer=tokenizer,
+    )  # fmt: skip
+    return [
+        "## Steering", "",
+        f"Prompts such as `{chosen_on[0]}`. On one half of them, layer {layer} and coefficient "
+        f"{most} (of the mean norm there, {norms[layer]:.0f}) raise the metric most of those that "
+        f"change unrelated text by at most {LIMIT} nats (KL, {len(blocks)} blocks of WikiText-2). "
+        f"On the other half ({len(tested_on)} prompts; the metric is "
+        f"{float(final.clean.mean()):+.2f} without steering):", "",
+        "| coefficient | change [95% over prompts] | prompts that go the other way | random "
+        "directions (their means) | KL on unrelated text |", "| --- | --- | --- | --- | --- |",
+        *(_row(effect.sel(coefficient=c), c, kl.sel(layer=layer), seed) for c in both), "",
+        f"In words ({rival}) the change is {prompted.mean():+.2f}.", "", *pictures,
+        "Continuations (greedy), with the loss of the new tokens in nats under the model as it "
+        "is:", "", "| coefficient | loss | text |", "| --- | --- | --- |",
+        *(
+            f"| {float(c):+.2f} | {float(made.loss.sel(coefficient=c)[p]):.2f} | "
+            f"`{str(made.text.sel(coefficient=c).values[p])!r}` |"
+            for p in made.prompt.values for c in made.coefficient.values
+        ), "",
+    ]  # fmt: skip
+
+
+def _row(effect: Any, coefficient: float, kl: Any, seed: int) -> str:
+    own = effect.sel(direction="direction").values
+    random = effect.isel(direction=slice(1, None)).mean("prompt").values
+    drawn = np.random.default_rng(seed).integers(0, len(own), (2000, len(own)))
+    low, high = np.percentile(own[drawn].mean(1), (2.5, 97.5))
+    return (
+        f"| {coefficient:+.2f} | {own.mean():+.2f} [{low:+.2f}, {high:+.2f}] | "
+        f"{(own * np.sign(coefficient) < 0).mean():.0%} | {random.min():+.2f} to "
+        f"{random.max():+.2f} | {float(kl.sel(coefficient=coefficient)):.3f} |"
+    )
