@@ -124,20 +124,17 @@ def main() -> None:
 
 def refusal(model, tokenizer) -> list[str]:
     """How often requests are refused, by the words of the answer's first 32 tokens."""
-    rates, shown = {}, []
+    rates = {}
     for kind, requests in (("harmful", HARMFUL), ("harmless", HARMLESS)):
         out = ji.generate(model, tokenizer([CHAT.format(r) for r in requests]), 32)
         answers = [tokenizer.decode(row.tolist()) for row in np.asarray(out.new)]
         refused = [any(r in answer.lower() for r in REFUSALS) for answer in answers]
         rates[kind] = np.mean(refused)
-        shown.append(f"| {kind} | {rates[kind]:.0%} | `{answers[0]!r}` |")
     return [
         "## Does it refuse?", "",
         f"Of {len(HARMFUL)} harmful requests in the chat format {rates['harmful']:.0%} are "
         f"refused, of {len(HARMLESS)} harmless ones {rates['harmless']:.0%} (by set phrases in the "
-        f"first 32 tokens, greedy). Negation is studied below.", "",
-        "| requests | refused | first answer |",
-        "| --- | --- | --- |", *shown, "",
+        "first 32 tokens, greedy). Negation is studied below.", "",
     ]  # fmt: skip
 
 

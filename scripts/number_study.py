@@ -12,11 +12,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import chapters
 import numpy as np
 from tqdm import tqdm
 
 import jaxinterp as ji
-from jaxinterp import probes, report, results
+from jaxinterp import probes, results
 
 
 def main() -> None:
@@ -43,21 +44,15 @@ def main() -> None:
     for role in ("subject", "END"):
         at = task.roles[role]
         X = ji.collect(model, task.clean, at)
-        with tqdm(desc=f"probes at {role}", unit=" fits") as bar:
-            found = probes.probe(
-                X, number, groups=nouns, types=words, baselines=texts, seed=args.seed,
-                on_done=bar.update,
-            )  # fmt: skip
+        found = chapters.probed(
+            args.out / f"{role}_probe", X, number, nouns, words, args.seed, baselines=texts
+        )
         with tqdm(desc=f"erasing at {role}", unit=" experiments") as bar:
             used = ji.probe_and_erase(
                 model, task.clean, number, task.metric, position=at, groups=nouns,
                 placebos=args.placebos, seed=args.seed, on_done=bar.update,
             )  # fmt: skip
-        results.save(found, args.out / f"{role}_probe.nc")
         results.save(used, args.out / f"{role}_erased.nc")
-        report.probe_curves(
-            found, args.out / f"{role}_probe.png", title=f"Number at {role}: decodable"
-        )
         lines += chapter(role, found, used)
     lines += [
         "## What this says, and what it does not", "",

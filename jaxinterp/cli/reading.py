@@ -84,7 +84,7 @@ def dla(
 
 def heads(
     model: str = MODEL, n: int = 16, length: int = 32, seed: int = 0, by_value: bool = False,
-    show: int = 8, out: Path = Path("runs/heads"),
+    show: int = 8, text: str = "", out: Path = Path("runs/heads"),
 ) -> None:  # fmt: skip
     """Score every head on random tokens said twice: previous token, duplicate token, induction.
 
@@ -95,6 +95,7 @@ def heads(
         seed: Of the tokens.
         by_value: Weigh attention by the size of what is moved.
         show: Heads to print of each kind.
+        text: The prompt of the page of attention; by default the first sequence.
         out: Output folder.
     """
     from jaxinterp import heads as room
@@ -117,6 +118,9 @@ def heads(
 
     draw = {kind: picture(kind) for kind in found}
     _write(out, found, draw)
+    seen = room.attention(net, text or tokens[:1], tokenizer=tokenizer, by_value=by_value)
+    title = f"Attention in {net.name}"
+    say(f"Wrote {report.attention_view(seen, title=title).save(out / 'attention.html')}")
 
 
 def neurons(

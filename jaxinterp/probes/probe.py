@@ -37,7 +37,8 @@ def probe(
 ) -> xr.Dataset:
     """Softmax-linear probes of every point of X [L n D], chosen and tested on apart examples.
 
-    labels [n]. points: names of the L points (default their numbers). groups [n]: as in
+    labels [n] of classes; or [n K], several labels at once: each has probes of its own, and the
+    result a dim ``label``. points: names of the L points (default their numbers). groups [n]: as in
     `make_splits`. splits: `Splits`, or how many to draw. penalties: each is fitted; every split
     takes the one of least validation loss, and is tested once.
     types [n]: what a control task gives random labels to (Hewitt & Liang 2019, arXiv:1909.03368),
@@ -51,26 +52,28 @@ def probe(
     of raw activations. ``attrs["says"]`` is "decodable".
 
     Raises ``ValueError`` for one class, too few examples, values that are not finite (naming the
-    example), and splits that leak.
+    example), splits that leak, and types of which no split's test sees one again: a control task
+    is then at chance whatever the probe can memorise.
     """
     import xarray as xr
 
-    X, labels = np.asarray(X), np.asarray(labels)
-    X = X[None] if X.ndim == 2 else X
-    classes = check_labels(labels)
-    _check_features(X, labels, "X")
-    groups = None if groups is None else np.asarray(groups)
-    if isinstance(splits, int):
-        splits = make_splits(labels, groups=groups, n_splits=splits, seed=seed)
-    splits.check(labels, groups)
-    targets = np.searchsorted(classes, labels)
-    rng = np.random.default_rng(seed)
-    names = list(range(len(X))) if points is None else list(points)
-    if len(names) != len(X):
-        raise ValueError(f"There are {len(names)} names for {len(X)} points.")
-    fits = _Fits(splits, np.asarray(penalties, np.float64), len(classes), on_done)
+    if np.ndim(labels) == 2:
+        each = [
+            probe(
+                X, column, points=points, groups=groups, splits=splits, penalties=penalties,
+                types=types, baselines=baselines, seed=seed, on_done=on_done,
+            )
+            for column in np.asarray(labels).T
+        ]  # fmt: skip
+        return xr.concat(each, "label", combine_attrs="drop_conflicts")
+    X, targets, classes, splits, names = given(X, labels, points, groups, splits, seed)
+    labels, rng = np.asarray(labels), np.random.default_rng(seed)
+    fits = Fits(splits, np.asarray(penalties, np.float64), len(classes), on_done)
     shuffled = np.stack([_shuffled(targets, train, rng) for train in splits.train])
-    control = None if types is None else _control(np.asarray(types), targets, len(classes), rng)
+    control = None
+    if types is not None:
+        control = _control(np.asarray(types), targets, len(classes), rng)
+        _check_seen_again(np.asarray(types), splits)
     found: dict[str, list[np.ndarray]] = {}
     kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for x in X:
@@ -90,7 +93,7 @@ def probe(
     data: dict[str, Any] = {name: (dims, np.stack(values)) for name, values in found.items()}
     if control is not None:
         data["selectivity"] = (dims, data["accuracy"][1] - data["control"][1])
-    data["majority"] = ("split", _majority(targets, splits))
+    data["majority"] = ("split", majority(targets, splits))
     W, b, chosen = (np.stack(each) for each in zip(*kept, strict=True))
     data |= {
         "penalty": (dims, chosen),
@@ -113,7 +116,7 @@ def probe(
     return xr.Dataset(data, coords, attrs)
 
 
-class _Fits:
+class Fits:
     """All splits and penalties of one set of features: the chosen probes and their accuracy."""
 
     def __init__(
@@ -149,6 +152,24 @@ class _Fits:
         self.on_done(len(s) * len(self.penalties))
         W, b = (np.asarray(leaf)[rows, best] for leaf in (probes.W, probes.b))
         return accuracy, W, b, self.penalties[best]
+
+
+def given(
+    X: Any, labels: Any, points: Any, groups: Any, splits: Splits | int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Splits, list[Any]]:
+    """What probes are asked for, checked: X [L n D], targets [n], classes, splits, points."""
+    X, labels = np.asarray(X), np.asarray(labels)
+    X = X[None] if X.ndim == 2 else X
+    classes = check_labels(labels)
+    _check_features(X, labels, "X")
+    groups = None if groups is None else np.asarray(groups)
+    if isinstance(splits, int):
+        splits = make_splits(labels, groups=groups, n_splits=splits, seed=seed)
+    splits.check(labels, groups)
+    names = list(range(len(X))) if points is None else list(points)
+    if len(names) != len(X):
+        raise ValueError(f"There are {len(names)} names for {len(X)} points.")
+    return X, np.searchsorted(classes, labels), classes, splits, names
 
 
 def text_baselines(tokens: Any, at: Any = None) -> dict[str, np.ndarray]:
@@ -204,7 +225,16 @@ def _control(
     raise ValueError(f"A control task needs more types than {index.max() + 1}.")
 
 
-def _majority(targets: np.ndarray, splits: Splits) -> np.ndarray:
+def _check_seen_again(types: np.ndarray, splits: Splits) -> None:
+    for s, (train, test) in enumerate(zip(splits.train, splits.test, strict=True)):
+        if not np.isin(types[test], types[train]).any():
+            raise ValueError(
+                f"In split {s} no type of a test example was trained on, so a control task says "
+                "nothing: probe once by groups, and once with types and without groups."
+            )
+
+
+def majority(targets: np.ndarray, splits: Splits) -> np.ndarray:
     out = []
     for train, test in zip(splits.train, splits.test, strict=True):
         top = np.bincount(targets[train]).argmax()

@@ -19,6 +19,10 @@ class Splits:
     def __len__(self) -> int:
         return len(self.train)
 
+    def __getitem__(self, split: int) -> Splits:
+        """One of them."""
+        return Splits(*(part[split, None] for part in (self.train, self.validation, self.test)))
+
     def check(self, labels: np.ndarray, groups: np.ndarray | None) -> None:
         """Refuse overlaps, groups on two sides, and training parts that lack a class."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}

@@ -61,6 +61,11 @@ def test_heads(tiny, loaded, tmp_path, capsys):
         np.testing.assert_allclose(found[kind], expected, atol=1e-6)
         assert (tmp_path / f"{kind}.png").read_bytes().startswith(PNG)
     assert capsys.readouterr().out.startswith("previous_token: ")
+    assert "</html>" in (tmp_path / "attention.html").read_text()
+    run("heads", tmp_path, "--model", tiny, "--n", "1", "--length", "5", "--text", TEXTS[0])
+    page = (tmp_path / "attention.html").read_text()
+    shown = heads.attention(model, TEXTS[0], tokenizer=tokenizer).token.values
+    assert all(json.dumps(token)[1:-1] in page for token in shown.tolist())
 
 
 def test_neurons(tiny, loaded, tmp_path, capsys):

@@ -118,9 +118,41 @@ LEAKY = probes.Splits(*(np.eye(3, dtype=bool)[i][np.arange(N) % 3][None] for i i
         ({"penalties": [0.0]}, "expected positive"),
         ({"types": TYPES[:3]}, "3 types"),
         ({"points": ["a"]}, "1 names for 3 points"),
+        ({"types": np.arange(N) // 4, "groups": np.arange(N) // 4}, "no type of a test example"),
     ],
 )  # fmt: skip
 def test_bad_input(change, message):
     given = {"X": X, "labels": Y} | change
     with pytest.raises(ValueError, match=message):
         probes.probe(given.pop("X"), given.pop("labels"), **given)
+
+
+def test_several_labels_are_as_many_probes():
+    other = (NOISE[:, 0] > 0).astype(int)
+    both = probes.probe(X[:2], np.stack([Y, other], 1), splits=2, penalties=[1e-2, 1.0])
+    assert both.accuracy.dims == ("label", "point", "split")
+    for k, labels in enumerate((Y, other)):
+        alone = probes.probe(X[:2], labels, splits=2, penalties=[1e-2, 1.0])
+        np.testing.assert_allclose(both.accuracy[k], alone.accuracy)
+        np.testing.assert_allclose(both.weight[k], alone.weight, atol=1e-6)
+    assert both.attrs["says"] == "decodable"
+
+
+def test_sparse_probes_read_the_units_that_differ_most():
+    splits = probes.make_splits(Y, n_splits=2)
+    x = INFORMED + 0.7 * (2 * Y[:, None] - 1) * np.eye(D)[4]
+    x = x * np.geomspace(1, 50, D)  # the unit of a unit does not matter
+    penalties = [1e-3, 1e-1]
+    found = probes.sparse_probe(
+        np.stack([x, NOISE]), Y, ks=[1, 2, 6], splits=splits, penalties=penalties
+    )
+    assert found.accuracy.dims == ("point", "split", "k")
+    assert found.unit.sel(point=0).isel(rank=slice(0, 2)).values.tolist() == [[2, 4]] * 2
+    whole = probes.probe(x, Y, splits=splits, penalties=penalties).accuracy[0]
+    np.testing.assert_allclose(found.accuracy.sel(point=0, k=6), whole)
+    one = probes.probe(x[:, [2]], Y, splits=splits, penalties=penalties).accuracy[0]
+    np.testing.assert_allclose(found.accuracy.sel(point=0, k=1), one)
+    assert float(found.accuracy.sel(point=0, k=1).mean()) > 0.85
+    assert float(found.accuracy.sel(point=1).mean()) < 0.65
+    with pytest.raises(ValueError, match="rising numbers from 1 to 6"):
+        probes.sparse_probe(X, Y, ks=[1, 7])
