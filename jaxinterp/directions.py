@@ -171,6 +171,21 @@ def from_pairs(A: Any, B: Any, site: str = "resid_post", *, method: str = "mean"
     return Direction(first * sign, site, "first component of pair differences")
 
 
+def from_probe(found: Any, site: str = "resid_post") -> Direction:
+    """The weights of two-class probes, averaged over splits, by point: towards the second class.
+
+    found: of `jaxinterp.probes.probe`. Points become layers; of the stream's L + 1 points those
+    that blocks leave are ``found.isel(point=slice(1, None))``.
+
+    Raises ``ValueError`` for probes of more classes or several labels.
+    """
+    weight = found.weight
+    if set(weight.dims) != {"point", "split", "width", "output"} or weight.sizes["output"] != 1:
+        raise ValueError(f"The probes' weights are {dict(weight.sizes)}, expected one output each.")
+    mean = weight.mean("split").isel(output=0).transpose("point", "width")
+    return Direction(mean.values, site, f"probe of {found.attrs.get('classes', '')}")
+
+
 def principal(X: Any, k: int = 1, site: str = "resid_post") -> list[Direction]:
     """The first ``k`` principal components of activations [n D], each as long as its deviation."""
     X = np.asarray(X, np.float64)

@@ -79,20 +79,7 @@ def probe_and_erase(
     test = splits.test[0]
     places, X = places_in(tokens, position), collect(model, tokens, position, site=site)
     chosen = layers_in(len(X), layers)
-    erasers: list[Eraser] = []
-    accuracy: list[tuple[float, float, int]] = []
-    for layer in chosen:
-        x = X[layer]
-        eraser = made(x[~test], labels[~test])
-        rank = max(eraser.rank, 1)
-        others = [
-            random_eraser(x.shape[1], rank, seed=seed * 1000 + i, centre=x[~test].mean(0))
-            for i in range(placebos)
-        ]
-        erasers += [eraser, *others]
-        after = np.asarray(eraser(jnp.asarray(x)))
-        before, left = (_accuracy(each, labels, test, penalty) for each in (x, after))
-        accuracy.append((before, left, eraser.rank))
+    erasers, read = _fitted(X[chosen], labels, test, made, placebos, penalty, seed)
     stacked, rows = stack(erasers), np.flatnonzero(test)
     part, own = tokens[rows], of_prompts(metric, rows)
     where: dict[str, Any] = {"layer": np.repeat(chosen, placebos + 1)}
@@ -113,7 +100,6 @@ def probe_and_erase(
     apart = run(lambda here, at: kl(_last(model, here)))
     names = ["erased", *(f"random {i}" for i in range(placebos))]
     dims, shape = ("layer", "eraser", "prompt"), (len(chosen), len(names), len(rows))
-    scores, scores_erased, ranks = zip(*accuracy, strict=True)
     counts = np.unique(labels[test], return_counts=True)[1]
     attrs = claim(
         model, site=site, intervention="erase", metric=metric.describe(), erase_at=erase_at,
@@ -125,14 +111,33 @@ def probe_and_erase(
         {
             "value": (dims, value[:-1].reshape(shape)),
             "kl": (dims, apart[:-1].reshape(shape)),
-            "accuracy": ("layer", list(scores)),
-            "accuracy_erased": ("layer", list(scores_erased)),
-            "rank": ("layer", list(ranks)),
+            **{name: ("layer", values) for name, values in read.items()},
             "majority": ((), counts.max() / counts.sum()),
         },
         {"layer": chosen, "eraser": names, "prompt": rows, "clean": ("prompt", value[-1])},
         attrs,
     )
+
+
+def _fitted(
+    X: np.ndarray, labels: np.ndarray, test: np.ndarray,
+    method: Callable[[Any, Any], Eraser], placebos: int, penalty: float, seed: int,
+) -> tuple[list[Eraser], dict[str, list[Any]]]:  # fmt: skip
+    """For X [L n D]: by layer the eraser and its placebos; what probes read, before and after."""
+    erasers: list[Eraser] = []
+    read: dict[str, list[Any]] = {"accuracy": [], "accuracy_erased": [], "rank": []}
+    for x in X:
+        eraser = method(x[~test], labels[~test])
+        centre = x[~test].mean(0)
+        erasers += [eraser] + [
+            random_eraser(x.shape[1], max(eraser.rank, 1), seed=seed * 1000 + i, centre=centre)
+            for i in range(placebos)
+        ]
+        after = np.asarray(eraser(jnp.asarray(x)))
+        read["accuracy"].append(_accuracy(x, labels, test, penalty))
+        read["accuracy_erased"].append(_accuracy(after, labels, test, penalty))
+        read["rank"].append(eraser.rank)
+    return erasers, read
 
 
 def _accuracy(x: np.ndarray, labels: np.ndarray, test: np.ndarray, penalty: float) -> float:

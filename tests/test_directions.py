@@ -27,6 +27,20 @@ def test_from_labels_and_from_pairs():
         np.testing.assert_allclose(first[layer], unit * np.sqrt(values[-1] / 20), atol=1e-5)
 
 
+def test_from_probes():
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 2
+    X = rng.normal(size=(2, 90, 5)) + 2 * y[:, None] * np.eye(5)[[1, 3]][:, None]
+    found = ji.probes.probe(X, y, splits=2, penalties=[0.1])
+    direction = directions.from_probe(found)
+    np.testing.assert_allclose(direction.vector, found.weight.mean("split")[..., 0], atol=1e-6)
+    assert np.abs(direction.vector).argmax(1).tolist() == [1, 3]
+    assert (direction.vector.max(1) > 0).all()  # towards the second class
+    three = ji.probes.probe(X, np.arange(90) % 3, splits=2, penalties=[0.1])
+    with pytest.raises(ValueError, match="one output each"):
+        directions.from_probe(three)
+
+
 def test_principal_components():
     found = directions.principal(A[0], 2)
     values, vectors = np.linalg.eigh(np.cov(A[0].T, bias=True))
