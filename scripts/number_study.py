@@ -23,9 +23,9 @@ from jaxinterp import probes, results
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--n", type=int, default=480)
+    parser.add_argument("--n", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--placebos", type=int, default=8)
+    parser.add_argument("--placebos", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/number"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
