@@ -105,3 +105,34 @@ def test_differences_of_means_and_mass_means():
         cosine = (ours * scale) @ (theirs * scale)
         cosine /= np.linalg.norm(ours * scale) * np.linalg.norm(theirs * scale)
         assert cosine > 0.9999
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_more_units_than_examples_and_several_points(n_classes):
+    rng = np.random.default_rng(2)
+    X = rng.normal(size=(2, 40, 70)) * np.geomspace(0.3, 3, 70) + 1
+    y = (X[0] @ rng.normal(size=(70, n_classes)) + rng.gumbel(size=(40, n_classes))).argmax(1)
+    weights = np.ones((2, 40), np.float32)
+    weights[0, :5] = 0
+    found = probes.fit_logistic(X.astype(np.float32), y, weights, PENALTIES, n_classes=n_classes)
+    assert found.loss.shape == (2, 2, 3)
+    for (point, s, r), loss in np.ndenumerate(np.asarray(found.loss)):
+        train = weights[s] > 0
+        x = StandardScaler().fit(X[point][train])
+        model = LogisticRegression(C=1 / (train.sum() * PENALTIES[r]), tol=1e-8, max_iter=10_000)
+        model.fit(x.transform(X[point][train]), y[train])
+        W = (model.coef_ / x.scale_).T
+        best = objective(
+            X[point][train], y[train], W, model.intercept_ - x.mean_ @ W, x.scale_, PENALTIES[r]
+        )
+        assert loss == pytest.approx(best, abs=1e-5)
+        ours = np.asarray(found.W[point, s, r])
+        if n_classes == 2:
+            np.testing.assert_allclose(ours * x.scale_[:, None], model.coef_.T, atol=2e-3)
+    alone = probes.fit_logistic(
+        X[1].astype(np.float32), y, weights, PENALTIES, n_classes=n_classes, scaled=False
+    )
+    assert alone.loss.shape == (2, 3)
+    raw = LogisticRegression(C=1 / (40 * PENALTIES[0]), tol=1e-8, max_iter=10_000).fit(X[1], y)
+    best = objective(X[1], y, raw.coef_.T, raw.intercept_, np.ones(70), PENALTIES[0])
+    assert float(alone.loss[1, 0]) == pytest.approx(best, abs=1e-5)
