@@ -18,10 +18,10 @@ import numpy as np
 from flax import struct
 
 from jaxinterp.model.compiled import jit
-from jaxinterp.probes.fit import Probes, cross_entropy, moments
+from jaxinterp.probes.fit import Probes, moments
 
 TOLERANCE = 1e-8
-TOGETHER = 7
+TOGETHER = 10
 ROUNDING = 2e-7  # of a loss in float32, relative
 RIDGE = 1e-6  # of the Hessian's mean diagonal: what keeps its factor finite in float32
 
@@ -68,8 +68,9 @@ def _fit(
     rows = jnp.argsort(weights <= 0, axis=-1, stable=True)[:, :used]
     order = jnp.argsort(-penalties)
     groups = -(-len(penalties) // TOGETHER)
+    each = -(-len(penalties) // groups)
     # The last few are filled up with the weakest once more.
-    filled = order[jnp.minimum(jnp.arange(groups * TOGETHER), len(penalties) - 1)]
+    filled = order[jnp.minimum(jnp.arange(groups * each), len(penalties) - 1)]
 
     def split(at: Any, X: jax.Array) -> Probes:
         target, weight, row, mean, deviation = at
@@ -80,15 +81,16 @@ def _fit(
             turn, own = jnp.linalg.qr(Z.T)
             Z = own.T
         Z = jnp.concatenate([Z, jnp.ones((used, 1), Z.dtype)], 1)
-        problem = _Problem(Z, target[row], share)
-        p = jnp.zeros((Z.shape[1], outputs), Z.dtype)
+        one_hot = target[row] == jnp.arange(n_classes)[-outputs:, None]
+        problem = _Problem(Z, Z.T, one_hot.astype(Z.dtype), share)
+        p = jnp.zeros((outputs, Z.shape[1]), Z.dtype)
         _, found = jax.lax.scan(
             lambda p, few: _down(problem, p, few, tolerance, max_steps), p,
-            penalties[filled].reshape(groups, TOGETHER),
+            penalties[filled].reshape(groups, each),
         )  # fmt: skip
         back = jnp.argsort(order)
         p, loss, steps, gap = (x.reshape(-1, *x.shape[2:])[back] for x in found)
-        W, b = p[:, :-1], p[:, -1]
+        W, b = p[:, :, :-1].mT, p[:, :, -1]
         W = (W if turn is None else matmul(turn, W)) / deviation[:, None]
         return Probes(W, b - matmul(mean, W), loss, steps, gap)
 
@@ -103,47 +105,60 @@ def _fit(
 
 
 class _Problem(struct.PyTreeNode):
-    """Examples Z [n D], the last column ones, their targets [n] and shares of the loss [n]."""
+    """Examples Z [n D], the last column ones, targets as indicators [K n], shares of the loss [n].
+
+    ZT [D n] is their transpose: both products of a step then run along rows.
+    """
 
     Z: jax.Array
+    ZT: jax.Array
     target: jax.Array
     share: jax.Array
 
-    def loss(self, p: jax.Array, penalty: jax.Array) -> jax.Array:
-        """Of p [D K]; the last row, the bias, is free."""
-        entropy = cross_entropy(matmul(self.Z, p), self.target)
-        return (self.share * entropy).sum() + penalty / 2 * jnp.square(p[:-1]).sum()
+    def said(self, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of weights p [K D]: probabilities [K n], and the cross-entropy of each example [n]."""
+        z = matmul(p, self.ZT)
+        if len(p) == 1:
+            return jax.nn.sigmoid(z), (jax.nn.softplus(z) - self.target * z)[0]
+        log_p = jax.nn.log_softmax(z, axis=0)
+        return jnp.exp(log_p), -(self.target * log_p).sum(0)
 
-    def coordinates(self, p: jax.Array, penalty: jax.Array) -> jax.Array:
-        """A [K D D], p = A u: in u the Hessian at p is the identity, within each output."""
-        logits = matmul(self.Z, p)
-        said = jax.nn.sigmoid(logits) if p.shape[1] == 1 else jax.nn.softmax(logits)
-        decay = jnp.full(len(p), penalty, p.dtype).at[-1].set(0)
+    def look(self, p: jax.Array, penalty: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The loss at p [K D] and its gradient; the last weights, the biases, are free."""
+        said, entropy = self.said(p)
+        held = p.at[:, -1].set(0)
+        loss = (self.share * entropy).sum() + penalty / 2 * jnp.square(held).sum()
+        return loss, matmul(self.share * (said - self.target), self.Z) + penalty * held
+
+    def coordinates(self, p: jax.Array, penalty: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A [K D D] and its transpose, p = A u: in u the Hessian at p is 1 within each output."""
+        said, _ = self.said(p)
+        decay = jnp.full(p.shape[1], penalty, p.dtype).at[-1].set(0)
+        one = jnp.eye(p.shape[1], dtype=p.dtype)
 
         def output(curve: jax.Array) -> jax.Array:
-            H = matmul(self.Z.T, (self.share * curve)[:, None] * self.Z) + jnp.diag(decay)
-            H += RIDGE * jnp.trace(H) / len(H) * jnp.eye(len(H), dtype=H.dtype)
-            L = jnp.linalg.cholesky(H)
-            return jax.scipy.linalg.solve_triangular(L, jnp.eye(len(H), dtype=H.dtype), lower=True)
+            H = matmul(self.ZT * (self.share * curve), self.Z) + jnp.diag(decay)
+            H += RIDGE * jnp.trace(H) / len(H) * one
+            return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(H), one, lower=True)
 
-        return jax.lax.map(output, (said * (1 - said)).T).mT
+        inverse = jax.lax.map(output, said * (1 - said))
+        return inverse.mT, inverse
 
 
 def _down(
     problem: _Problem, near: jax.Array, penalties: jax.Array, tolerance: jax.Array, max_steps: int
 ) -> Any:
     """The optima of penalties [G], strongest first, from the one of a little stronger penalty."""
-    middle = jnp.exp(jnp.log(penalties).mean())
-    A = problem.coordinates(near, middle)
-
-    def p_at(u: jax.Array) -> jax.Array:
-        return near + jnp.einsum("kde,ek->dk", A, u, precision="highest")
+    A, AT = problem.coordinates(near, jnp.exp(jnp.log(penalties).mean()))
+    product = functools.partial(jnp.einsum, "ke,ked->kd", precision="highest")
 
     def one(penalty: jax.Array) -> Any:
-        end = descend(
-            lambda u: problem.loss(p_at(u), penalty), jnp.zeros_like(near), tolerance, max_steps
-        )
-        return p_at(end.u), end.loss, end.steps, end.gap
+        def look(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+            loss, slope = problem.look(near + product(u, AT), penalty)
+            return loss, product(slope, A)
+
+        end = descend(look, jnp.zeros_like(near), tolerance, max_steps)
+        return near + product(end.u, AT), end.loss, end.steps, end.gap
 
     found = jax.vmap(one)(penalties)
     return found[0][-1], found
@@ -161,8 +176,8 @@ class Descent(struct.PyTreeNode):
     steps: jax.Array
 
 
-def descend(loss: Any, u: jax.Array, tolerance: jax.Array, max_steps: int) -> Descent:
-    """The least of a convex loss whose Hessian is about the identity.
+def descend(look: Any, u: jax.Array, tolerance: jax.Array, max_steps: int) -> Descent:
+    """The least of a convex loss whose Hessian is about 1; ``look(u)``: it and its gradient.
 
     One look at the loss and its gradient per step: a trial that does not lower it enough (Armijo)
     is tried again half as far. So many descents in step, under `vmap`, are matrix products.
@@ -170,7 +185,6 @@ def descend(loss: Any, u: jax.Array, tolerance: jax.Array, max_steps: int) -> De
     import optax
 
     quasi_newton = optax.scale_by_lbfgs(memory_size=8)
-    look = jax.value_and_grad(loss)
 
     def at(u: jax.Array, memory: Any, steps: jax.Array) -> Descent:
         value, slope = look(u)
