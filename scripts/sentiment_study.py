@@ -39,8 +39,8 @@ TOLD = "Everything is wonderful and I love it all. "
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--placebos", type=int, default=8)
-    parser.add_argument("--texts", type=int, default=8, help="unrelated blocks of 32 tokens")
+    parser.add_argument("--placebos", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=4, help="unrelated blocks of 32 tokens")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/sentiment"))
     args = parser.parse_args()
