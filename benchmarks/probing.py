@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import os
 import statistics
 import time
 from pathlib import Path
@@ -93,8 +94,10 @@ def main() -> None:
         ),
         f"{args.model}, {args.n} tokens of WikiText-2 ({y.mean():.0%} begin a capitalised word), "
         f"width {X.shape[2]}, 60% to train on, scaled by them. Ours is float32 and stops within "
-        f"{WITHIN:g} of the least loss by its own estimate; scikit-learn's lbfgs is float64. Medians "
-        f"of interleaved rounds; the loop runs {len(fits)} of the fits per round, penalties alike, and is extrapolated. Accuracy on "
+        f"{WITHIN:g} of the least loss by its own estimate; scikit-learn's lbfgs is float64. "
+        f"Medians of interleaved rounds; the loop runs {len(fits)} of the fits per round, "
+        "penalties alike, and is extrapolated; `OPENBLAS_NUM_THREADS` is "
+        f"{os.environ.get('OPENBLAS_NUM_THREADS', 'not set')}. Accuracy on "
         f"test examples, over penalties and splits: {accuracy[0]:.3f} before layer 0, "
         f"{max(accuracy):.3f} at best, {accuracy[-1]:.3f} after the last.",
         page.table(HEAD, rows), "Recipe: `python benchmarks/probing.py`.",
