@@ -10,6 +10,7 @@ Axis letters: L points, S splits, R penalties, G penalties at a time, K outputs 
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -51,10 +52,21 @@ def fit_logistic(
     where float32 ends. scaled: activations are scaled to deviation 1 over each split's examples.
     """
     used = int((np.asarray(weights) > 0).sum(-1).max())
-    return _fit(
-        jnp.asarray(X), jnp.asarray(targets), jnp.asarray(weights), jnp.asarray(penalties),
-        jnp.float32(tolerance), n_classes=n_classes, max_steps=max_steps, scaled=scaled, used=used,
-    )  # fmt: skip
+    shared = [*map(jnp.asarray, (targets, weights, penalties)), jnp.float32(tolerance)]
+
+    def fit(x: Any) -> Probes:
+        found = _fit(
+            jnp.asarray(x), *shared, n_classes=n_classes, max_steps=max_steps, scaled=scaled,
+            used=used,
+        )  # fmt: skip
+        return jax.block_until_ready(found)
+
+    if np.ndim(X) == 2:
+        return fit(X)
+    # Factorizations keep one core busy each: a second point fills the others meanwhile.
+    with ThreadPoolExecutor(2) as pool:
+        found = [fit(X[0]), *pool.map(fit, X[1:])]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 
 @functools.partial(jit, static=("n_classes", "max_steps", "scaled", "used"))
@@ -72,7 +84,7 @@ def _fit(
     # The last few are filled up with the weakest once more.
     filled = order[jnp.minimum(jnp.arange(groups * each), len(penalties) - 1)]
 
-    def split(at: Any, X: jax.Array) -> Probes:
+    def split(at: Any) -> Probes:
         target, weight, row, mean, deviation = at
         Z = (X[row] - mean) / deviation
         share = weight[row] / weight.sum()
@@ -94,14 +106,10 @@ def _fit(
         W = (W if turn is None else matmul(turn, W)) / deviation[:, None]
         return Probes(W, b - matmul(mean, W), loss, steps, gap)
 
-    def point(X: jax.Array) -> Probes:
-        mean, deviation = moments(X, weights)
-        if not scaled:
-            deviation = jnp.ones_like(deviation)
-        splits = (targets, weights, rows, mean, deviation)
-        return jax.lax.map(lambda at: split(at, X), splits)
-
-    return point(X) if X.ndim == 2 else jax.lax.map(point, X)
+    mean, deviation = moments(X, weights)
+    if not scaled:
+        deviation = jnp.ones_like(deviation)
+    return jax.lax.map(split, (targets, weights, rows, mean, deviation))
 
 
 class _Problem(struct.PyTreeNode):
