@@ -155,7 +155,7 @@ def scatter(
     if not given:
         raise ValueError("There is nothing to compare with: give at least one estimate.")
     true = mean_effects(exact)
-    figure = Figure(figsize=(3.1 * len(given) + 0.6, 3.6), layout="compressed", facecolor="white")
+    figure = Figure(figsize=(3.0 * len(given) + 0.3, 3.7), layout="constrained", facecolor="white")
     panels = figure.subplots(1, len(given), squeeze=False)[0]
     for axes, (name, result) in zip(panels, given.items(), strict=True):
         guess = mean_effects(result)
@@ -173,7 +173,7 @@ def scatter(
                          rasterized=true.size > 3000, zorder=2)  # fmt: skip
         axes.set_xlim(*ends)
         axes.set_ylim(*ends)
-        axes.set_aspect("equal")
+        axes.set_box_aspect(1)
         axes.set_xlabel("exact effect", fontsize=8, color=SOFT)
         axes.tick_params(labelsize=7, colors=SOFT)
         bare(axes)
