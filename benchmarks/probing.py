@@ -7,7 +7,8 @@ extrapolated::
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/probing.py
 
-One thread: the library behind a factorization otherwise spins on the cores that ours uses. The table goes to stdout and to ``benchmarks/results/probing.md``.
+One thread: the library behind factorizations otherwise spins on the cores that products use. The
+table goes to stdout and to ``benchmarks/results/probing.md``.
 """
 
 from __future__ import annotations
