@@ -228,7 +228,7 @@ def test_one_comparison_from_end_to_end():
     exact = patch(model, **options)
     methods = {method: attribute(model, method=method, **options) for method in ("atp", "ig")}
     found = compare(exact, methods, k=(3,))
-    cells = effects(exact).values.ravel(), effects(methods["atp"]).values.ravel()
+    cells = [effects(r).values.ravel().astype(np.float64) for r in (exact, methods["atp"])]
     np.testing.assert_allclose(found.sel(approximation="atp").pearson, stats.pearsonr(*cells)[0])
     assert found.attrs["site"] == "attn_out"
     checked = verify(exact_cells(model, **options), methods["atp"], 12, k=3)
