@@ -60,11 +60,15 @@ def used(
 ) -> list[str]:  # fmt: skip
     """The metric's gap between two kinds of prompts, whole and with directions projected out.
 
-    sign [n]: +1 for the kind on which the metric should be higher, -1 for the other.
+    sign [n]: +1 for the kind on which the metric should be higher, -1 for the other; the i-th of
+    one kind and the i-th of the other are a pair, which the interval resamples whole.
     """
 
-    def gap(values: np.ndarray) -> np.ndarray:
-        return values[sign > 0].mean(-1) - values[sign < 0].mean(-1)
+    def gaps_of(values: np.ndarray) -> np.ndarray:
+        return values[sign > 0] - values[sign < 0]
+
+    def gap(values: np.ndarray) -> float:
+        return float(gaps_of(values).mean())
 
     whole = np.asarray(ji.evaluate(metric, model, prompts))
     right = ((whole - np.median(whole)) * sign > 0).mean()
@@ -72,23 +76,18 @@ def used(
         np.asarray(ji.evaluate(metric, model, prompts, d.ablate()))
         for d in (direction, *directions.random_like(direction, placebos, seed))
     ])  # fmt: skip
-    rng = np.random.default_rng(seed)
-    drawn = []
-    for _ in range(2000):
-        rows = rng.integers(0, len(sign), len(sign))
-        up, down = rows[sign[rows] > 0], rows[sign[rows] < 0]
-        if len(up) and len(down):
-            shares = left[0][up].mean() - left[0][down].mean()
-            drawn.append(shares / (whole[up].mean() - whole[down].mean()))
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    n_pairs = len(gaps_of(whole))
+    drawn = np.random.default_rng(seed).integers(0, n_pairs, (2000, n_pairs))
+    shares = gaps_of(left[0])[drawn].mean(1) / gaps_of(whole)[drawn].mean(1)
+    low, high = np.percentile(shares, (2.5, 97.5))
     gaps = np.array([gap(row) for row in left])
     return [
         "## Used", "",
         f"{examples} ({len(sign)} prompts): the gap between the two kinds is {gap(whole):.2f} "
         f"logits, and {right:.0%} of the prompts lie on their side of the median. With the "
         f"direction projected out at every layer and position {gaps[0]:.2f} are left "
-        f"({gaps[0] / gap(whole):.0%} [{low:.0%}, {high:.0%}]); with random directions "
-        f"{gaps[1:].min():.2f} to {gaps[1:].max():.2f}.", "",
+        f"({gaps[0] / gap(whole):.0%} [95% over pairs {low:.0%} to {high:.0%}]); with random "
+        f"directions {gaps[1:].min():.2f} to {gaps[1:].max():.2f}.", "",
     ]  # fmt: skip
 
 
