@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,19 @@ if TYPE_CHECKING:
 
 COEFFICIENTS = (-0.5, -0.25, -0.1, -0.05, 0.05, 0.1, 0.25, 0.5)
 LIMIT = 0.1  # nats of KL on unrelated text
+
+
+def options(about: str, out: str) -> argparse.Namespace:
+    """The command line of a study; its folder is made."""
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--placebos", type=int, default=5)
+    parser.add_argument("--texts", type=int, default=4, help="unrelated blocks of 32 tokens")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(out))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    return args
 
 
 def probed(

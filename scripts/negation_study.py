@@ -9,9 +9,6 @@ place: the direction is what "The door is not open." has and "The door is now op
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import chapters
 import numpy as np
 
@@ -59,14 +56,7 @@ DENIED = "The following is false. "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--placebos", type=int, default=5)
-    parser.add_argument("--texts", type=int, default=4, help="unrelated blocks of 32 tokens")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/negation"))
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = chapters.options(__doc__, "runs/negation")
     model, tokenizer = ji.load(args.model)
     lines = [f"# Refusal and negation in {model.name}", "", *refusal(model, tokenizer)]
 

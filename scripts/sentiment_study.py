@@ -10,9 +10,6 @@ unrelated text may change, and reported on the other half, beside random directi
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import chapters
 import numpy as np
 
@@ -37,14 +34,7 @@ TOLD = "Everything is wonderful and I love it all. "
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--placebos", type=int, default=5)
-    parser.add_argument("--texts", type=int, default=4, help="unrelated blocks of 32 tokens")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/sentiment"))
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    args = chapters.options(__doc__, "runs/sentiment")
     model, tokenizer = ji.load(args.model)
     good, bad = (single(tokenizer, words.split())[0] for words in (GOOD, BAD))
     pairs = list(zip(good, bad, strict=False))

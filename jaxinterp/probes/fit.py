@@ -45,14 +45,6 @@ def moments(X: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.where(deviation > 0, deviation, 1)
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """[n] of logits [n K]: sigmoid for one output with targets [n] in {0, 1}, else softmax."""
-    if logits.shape[-1] == 1:
-        z = logits[:, 0]
-        return jax.nn.softplus(z) - targets * z
-    return jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, targets[:, None], 1)[:, 0]
-
-
 @jit
 def fit_ridge(X: jax.Array, targets: jax.Array, weights: jax.Array, penalties: jax.Array) -> Probes:
     """Ridge regression of targets [n K] (or [n]): probes [S R], from one decomposition a split.
@@ -109,7 +101,8 @@ def fit_means(
             direction = inverse @ (direction / deviation) / deviation
         W = direction[:, None]
         b = -(high + low) @ W / 2
-        entropy = cross_entropy(X @ W + b, target)
+        z = (X @ W + b)[:, 0]
+        entropy = jax.nn.softplus(z) - target * z
         loss = (weight * entropy).sum() / weight.sum()
         return Probes(W, b, loss, jnp.int32(0), jnp.zeros((), X.dtype))
 

@@ -1,7 +1,7 @@
 """Probing every layer, with the baselines without which an accuracy says nothing.
 
 A high accuracy says *decodable*: some linear map finds it. It does not say that the model uses it;
-for that, erase what was found and measure behaviour (`jaxinterp.probes.erase_and_measure`).
+for that, erase what was found and measure behaviour (`jaxinterp.probe_and_erase`).
 """
 
 from __future__ import annotations
@@ -235,6 +235,7 @@ def _check_seen_again(types: np.ndarray, splits: Splits) -> None:
 
 
 def majority(targets: np.ndarray, splits: Splits) -> np.ndarray:
+    """Accuracy [S] of always saying the training part\'s commonest class."""
     out = []
     for train, test in zip(splits.train, splits.test, strict=True):
         top = np.bincount(targets[train]).argmax()

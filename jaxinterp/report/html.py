@@ -56,10 +56,11 @@ def write_report(
 
 
 def render(
-    template: str, *, title: str, data: Any, style: Sequence[str], script: Sequence[str],
+    body: str, *, title: str, data: Any, style: Sequence[str], script: Sequence[str],
     plain: str = "",
 ) -> str:  # fmt: skip
-    """A page that holds its own style, script and numbers; texts in ``data`` stay texts."""
+    """A page around a body, with its own style, script and numbers; texts stay texts."""
+    template = _asset("frame.html").replace("{{body}}", _asset(body))
     fields = {
         "title": html.escape(title),
         "style": "".join(map(_asset, style)),
@@ -68,7 +69,7 @@ def render(
         "plain": html.escape(plain),
     }
     # One pass: a value that looks like a field is left as it is.
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], _asset(template))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], template)
 
 
 def write_page(page: str, path: str | os.PathLike[str]) -> Path:
