@@ -1,7 +1,8 @@
 """Peak memory of loading and of sweeps beside what was planned.
 
-Each case runs in a process of its own: what the process held before the model was loaded is
-taken off, programs are compiled by a first call, then the peak of a second one is read::
+Each case runs in a process of its own. Programs are compiled by a first call; of a second one the
+peak of the process is read, less what it holds at rest beside arrays: compiled programs and what
+the compiler has left, which have a column of their own::
 
     python benchmarks/memory.py
 
@@ -61,7 +62,7 @@ def measure(case: str) -> dict[str, Any]:
     loaded = peak_rss()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(model))
     if case == "loading":
-        return {"planned": held, "used": loaded - before}
+        return {"planned": held, "used": loaded - before, "rest": resident() - before - held}
     site, n = CASES[case]
     assert tokenizer is not None
     task = ji.tasks.ioi(tokenizer, n=n)
@@ -74,9 +75,9 @@ def measure(case: str) -> dict[str, Any]:
     arguments = (model, task.corrupted, grid, task.metric)
     plan = ji.plan(*arguments, compile=True)
     ji.sweep(*arguments)
-    resident()
+    rest = resident() - sum(array.nbytes for array in jax.live_arrays())
     ji.sweep(*arguments)
-    return {"planned": plan.peak_memory, "used": peak_rss() - before}
+    return {"planned": plan.peak_memory, "used": peak_rss() - rest, "rest": rest - before}
 
 
 def run(case: str) -> dict[str, Any]:
@@ -99,17 +100,19 @@ def main() -> None:
         print(json.dumps(measure(args.case)))
         return
     rows = []
+    head = ("case", "planned MB", "used MB", "used / planned", "at rest beside arrays, MB")
     for case in ("loading", *CASES):
         found = run(case)
-        planned, used = found["planned"] / 1e6, found["used"] / 1e6
-        rows.append([case, f"{planned:.0f}", f"{used:.0f}", f"{used / planned:.3f}"])
-        print(page.table(("case", "planned MB", "used MB", "used / planned"), rows[-1:]))
+        planned, used, rest = (found[name] / 1e6 for name in ("planned", "used", "rest"))
+        rows.append([case, f"{planned:.0f}", f"{used:.0f}", f"{used / planned:.3f}", f"{rest:.0f}"])
+        print(page.table(head, rows[-1:]), flush=True)
     page.write(
         args.out, "memory.md", f"Peak memory on {MODEL}", page.stamp({}),
-        "Float32, IOI prompts. Loading: beside the bytes of its parameters. Sweeps: the peak of "
-        "a call whose programs are compiled, without what the process held before the model, "
-        "beside `ji.plan(..., compile=True).peak_memory`.",
-        page.table(("case", "planned MB", "used MB", "used / planned"), rows), "",
+        "Float32, IOI prompts. Loading: the peak, less what the process held before, beside the "
+        "bytes of the parameters. Sweeps: the peak of a call whose programs are compiled, less "
+        "what the process holds at rest beside arrays (the last column: compiled programs and "
+        "what the compiler has left), beside `ji.plan(..., compile=True).peak_memory`.",
+        page.table(head, rows), "",
     )  # fmt: skip
 
 

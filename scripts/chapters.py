@@ -117,11 +117,13 @@ def steered(
     model: Any, tokenizer: Any, halves: Sequence[list[str]],
     metric_of: Callable[[list[str]], Any], direction: Any, *, out: Path,
     prompting: tuple[str, Callable[[str], str]], placebos: int, texts: int, seed: int,
+    place: tuple[str, Callable[[list[str]], Any]] = ("everywhere", lambda texts: None),
 ) -> list[str]:  # fmt: skip
     """Layer and coefficient chosen on one half of the prompts, the effect told on the other.
 
     metric_of: the metric of some prompts, to be raised. prompting: what the rival is called, and
-    a prompt changed to ask for the same in words.
+    a prompt changed to ask for the same in words. place: where the direction is added, in words
+    and by position; unrelated text gets it everywhere.
     """
     chosen_on, tested_on = halves
     layers = list(range(2, model.config.n_layers, 4))
@@ -134,8 +136,9 @@ def steered(
     cells = len(layers) * len(COEFFICIENTS) * (1 + placebos)
     with tqdm(total=cells * len(chosen_on), desc="steering", unit=" exp") as bar:
         first = ji.steer(
-            model, tokenizer(chosen_on), metric_of(chosen_on), named, on_done=bar.update, **options
-        )
+            model, tokenizer(chosen_on), metric_of(chosen_on), named, on_done=bar.update,
+            positions=place[1](chosen_on), **options,
+        )  # fmt: skip
     blocks = unrelated(tokenizer, texts)
     with tqdm(total=cells * len(blocks), desc="unrelated text", unit=" exp") as bar:
         apart = steering.side_effects(model, blocks, named, on_done=bar.update, **options)
@@ -157,7 +160,7 @@ def steered(
     both = [-most, most]
     tokens = tokenizer(tested_on)
     final = ji.steer(
-        model, tokens, metric_of(tested_on), named,
+        model, tokens, metric_of(tested_on), named, positions=place[1](tested_on),
         **{**options, "coefficients": both, "layers": [layer]},
     ).isel(layer=0)  # fmt: skip
     effect = (final - final.clean).transpose("coefficient", "direction", "prompt")
@@ -172,9 +175,10 @@ def steered(
     )  # fmt: skip
     return [
         "## Steering", "",
-        f"Prompts such as `{chosen_on[0]}`. On one half of them, layer {layer} and coefficient "
-        f"{most} (of the mean norm there, {norms[layer]:.0f}) raise the metric most of those that "
-        f"change unrelated text by at most {LIMIT} nats (KL, {len(blocks)} blocks of WikiText-2). "
+        f"Prompts such as `{chosen_on[0]}`, the direction added {place[0]}. On one half of them, "
+        f"layer {layer} and coefficient {most} (of the mean norm there, {norms[layer]:.0f}) raise "
+        f"the metric most of those that change unrelated text by at most {LIMIT} nats (KL, "
+        f"{len(blocks)} blocks of WikiText-2, the direction added everywhere). "
         f"On the other half ({len(tested_on)} prompts; the metric is "
         f"{float(final.clean.mean()):+.2f} without steering):", "",
         "| coefficient | change [95% over prompts] | prompts that go the other way | random "

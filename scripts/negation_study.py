@@ -78,6 +78,10 @@ def main() -> None:
     def written(template: str, some: list[tuple[str, str, str]], word: str) -> list[str]:
         return [template.format(noun=n, word=word, adjective=a) for n, a, _ in some]
 
+    def full_stops(texts: list[str]) -> np.ndarray:
+        """Where the direction was read."""
+        return np.asarray(tokenizer([text[: text.index(".") + 1] for text in texts]).lengths) - 1
+
     X = [ji.collect(model, tokenizer(written(STATED, sided, w))) for w in ("not", "now")]
     kept = np.isin(np.arange(len(sided)) // 2, made_of)
     direction = directions.from_pairs(X[0][1:, kept], X[1][1:, kept])  # what each block leaves
@@ -99,6 +103,7 @@ def main() -> None:
         model, tokenizer, halves, opposite, direction, out=args.out, placebos=args.placebos,
         texts=args.texts, seed=args.seed,
         prompting=(f"`{DENIED.strip()}` before the prompt", lambda text: DENIED + text),
+        place=("at the first full stop", full_stops),
     )  # fmt: skip
     lines += [
         "## What this says, and what it does not", "",

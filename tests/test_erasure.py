@@ -1,11 +1,12 @@
 """Erasure: what scikit-learn's probes find afterwards, and what it costs."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
-from small_models import PROMPTS, sites_of, small_model, with_long
+from small_models import PROMPTS, in_float64, sites_of, small_model, with_long
 
 import jaxinterp as ji
 from jaxinterp import erasure
@@ -148,23 +149,23 @@ def test_a_sweep_over_erasers():
     "name", with_long("gpt2", "gptj", "qwen3", "attention_only", core=["llama", "neox", "gpt2"])
 )
 def test_orthogonalized_weights_are_the_ablation_at_run_time(name):
-    model = small_model(name)
-    V = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
-    eraser = erasure.direction_eraser(V)
-    writers = ["embed", "pos_embed", "attn_out", "mlp_out"]
-    edits = [ji.apply(site, eraser) for site in writers if site in sites_of(model.config)]
-    expected = ji.forward(model, PROMPTS, edits, record=("resid_post",))
-    found = ji.forward(erasure.orthogonalize(model, V), PROMPTS, record=("resid_post",))
-    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-5)
-    np.testing.assert_allclose(found.activations["resid_post"] @ V.T, 0, atol=1e-5)
-    plain = ji.forward(model, PROMPTS)
-    assert abs(plain.logits - expected.logits).max() > 1e-2
-    one = erasure.orthogonalize(model, ji.Direction(V[0]))
-    stream = [ji.project_out(site, V[0]) for site in ("resid_pre", "resid_mid", "resid_post")]
-    along = [edit for edit in stream if edit.site in sites_of(model.config)]
-    np.testing.assert_allclose(
-        ji.forward(one, PROMPTS).logits, ji.forward(model, PROMPTS, along).logits, atol=1e-5
-    )
+    with jax.enable_x64():
+        model = in_float64(name)
+        V = np.random.default_rng(0).normal(size=(2, 8))
+        eraser = erasure.direction_eraser(V)
+        writers = ["embed", "pos_embed", "attn_out", "mlp_out"]
+        edits = [ji.apply(site, eraser) for site in writers if site in sites_of(model.config)]
+        expected = ji.forward(model, PROMPTS, edits).logits
+        found = ji.forward(erasure.orthogonalize(model, V), PROMPTS, record=("resid_post",))
+        np.testing.assert_allclose(found.logits, expected, atol=1e-9)
+        np.testing.assert_allclose(found.activations["resid_post"] @ V.T, 0, atol=1e-9)
+        assert abs(ji.forward(model, PROMPTS).logits - expected).max() > 1e-2
+        one = erasure.orthogonalize(model, ji.Direction(V[0]))
+        stream = [ji.project_out(site, V[0]) for site in ("resid_pre", "resid_mid", "resid_post")]
+        along = [edit for edit in stream if edit.site in sites_of(model.config)]
+        np.testing.assert_allclose(
+            ji.forward(one, PROMPTS).logits, ji.forward(model, PROMPTS, along).logits, atol=1e-9
+        )
 
 
 X4, Y4 = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 1, 0, 1])
