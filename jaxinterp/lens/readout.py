@@ -15,8 +15,7 @@ from flax import struct
 
 from jaxinterp.model import Model, unembed
 from jaxinterp.model.compiled import jit
-
-BLOCK = 4096  # tokens of the vocabulary at a time
+from jaxinterp.written import BLOCK, best_of
 
 
 class Reading(struct.PyTreeNode):
@@ -78,9 +77,7 @@ def read_rows(
             highest = jnp.maximum(row.highest, jnp.where(real, z, -jnp.inf).max(-1))
             fading, mine = jnp.exp(row.highest - highest), _weights(z, highest, real)
             hit = real & (z > target[:, None]) & (ids[None] != targets[:, None])
-            candidates = jnp.concatenate([row.best, jnp.where(real, z, -jnp.inf)], 1)
-            best, where = jax.lax.top_k(candidates, k)
-            named = jnp.concatenate([row.best_ids, jnp.broadcast_to(ids, z.shape)], 1)
+            best, best_ids = best_of(row.best, row.best_ids, jnp.where(real, z, -jnp.inf), ids)
             return _Row(
                 highest=highest,
                 mass=row.mass * fading + mine.sum(-1),
@@ -88,7 +85,7 @@ def read_rows(
                 apart=row.apart * decay + (weight * (last - z)).sum(-1),
                 above=row.above + hit.sum(-1),
                 best=best,
-                best_ids=jnp.take_along_axis(named, where, 1),
+                best_ids=best_ids,
             )
 
         return (higher, mass * decay + weight.sum(-1), jax.lax.map(one, (x, wanted, kept))), None

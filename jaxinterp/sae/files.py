@@ -1,0 +1,84 @@
+"""Dictionaries on disk: our own folder, and those of other libraries (`forms`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxinterp.files import whole_folder
+from jaxinterp.loading.errors import LoadError
+from jaxinterp.loading.reading import read_json
+from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
+from jaxinterp.sae.forms import FORMS, assembled, host, read_tensors, write_json, write_tensors
+
+ARRAYS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
+
+
+def save(
+    path: str | os.PathLike[str], d: Dictionary, *, form: str = "jaxinterp", overwrite: bool = False
+) -> Path:
+    """Write a dictionary as a folder; it appears whole or not at all.
+
+    form: ``"jaxinterp"`` holds every dictionary; else ``"saelens"``, ``"gemma-scope"``,
+    ``"gemma-scope-2"``, ``"dictionary-learning"``, ``"sparsify"`` or ``"circuit-tracer"``. Where a
+    library always subtracts b_dec from what is read, or never, b_enc makes up for it; a BatchTopK
+    is written as the JumpReLU that it is after training where there is no other place for it.
+
+    Raises ``FileExistsError`` if there is something at ``path``, unless ``overwrite``;
+    ``ValueError`` for a form that is not known or has no place for this dictionary.
+    """
+    path = Path(path).absolute()
+    if form != "jaxinterp" and form not in FORMS:
+        raise ValueError(f"form={form!r}, expected one of jaxinterp, {', '.join(FORMS)}.")
+    with whole_folder(path, overwrite=overwrite) as folder:
+        if form == "jaxinterp":
+            k = None if d.k is None else float(d.k)
+            write_tensors(folder / ARRAYS, host(d))
+            write_json(folder / DESCRIPTION, {"config": dataclasses.asdict(d.config), "k": k})
+        else:
+            FORMS[form].write(folder, d)
+    return path
+
+
+def load(path: str | os.PathLike[str], *, form: str | None = None) -> Dictionary:
+    """Read a dictionary from a folder; which form it has is seen from its files.
+
+    Features come out as the library that wrote it defines them. Raises ``FileNotFoundError``, and
+    `LoadError` for a folder of no known form, one that is damaged, or that asks for what is done
+    there while running (normalising activations).
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no folder {path}.")
+    if form is None:
+        form = _recognised(path)
+    if form == "jaxinterp":
+        return _load_own(path)
+    if form not in FORMS:
+        raise ValueError(f"form={form!r}, expected one of jaxinterp, {', '.join(FORMS)}.")
+    return FORMS[form].read(path)
+
+
+def _recognised(path: Path) -> str:
+    files = {"jaxinterp": ARRAYS, **{name: form.file for name, form in FORMS.items()}}
+    found = [name for name, file in files.items() if any(path.glob(file))]
+    if len(found) != 1:
+        raise LoadError(
+            f"{path} has the files of {' and '.join(found) or 'no'} form, expected one of "
+            f"{', '.join(files.values())}."
+        )
+    return found[0]
+
+
+def _load_own(path: Path) -> Dictionary:
+    described, arrays = read_json(path / DESCRIPTION), read_tensors(path / ARRAYS)
+    try:
+        fields: dict[str, Any] = {
+            n: tuple(v) if isinstance(v, list) else v for n, v in described["config"].items()
+        }
+        config = DictionaryConfig(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoadError(f"The config in {path / DESCRIPTION} is not valid: {error}") from error
+    return assembled(arrays, config, path, described.get("k"))

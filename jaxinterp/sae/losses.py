@@ -1,0 +1,136 @@
+"""What a dictionary is trained to make small: error, sparsity, and the revival of dead features.
+
+Errors are squared, summed over the width (and layers), averaged over examples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxinterp.sae.dictionary import (
+    WRITE,
+    Code,
+    Dictionary,
+    decode,
+    decoder_norms,
+    encode,
+    step,
+    written,
+)
+from jaxinterp.sae.selection import keep_largest
+
+
+class Pressure(struct.PyTreeNode):
+    """How hard a loss presses, all of it traced.
+
+    sparsity: the penalty's coefficient. exponent: p of sum f^p (1: L1; p-annealing lowers it,
+    Karvonen et al. 2024, arXiv:2408.00113). target_l0: of a JumpReLU's penalty
+    (L0 / target - 1)^2; 0 penalises L0 itself. revive: the coefficient of `revival`.
+    """
+
+    sparsity: Any = 0.0
+    exponent: Any = 1.0
+    target_l0: Any = 0.0
+    revive: Any = 0.0
+
+
+class Parts(struct.PyTreeNode):
+    """The parts of a loss, before their coefficients, and what is watched beside them.
+
+    l0: features active per example. variance: of the targets, summed over the width.
+    """
+
+    error: jax.Array
+    penalty: jax.Array
+    revival: jax.Array
+    l0: jax.Array
+    variance: jax.Array
+
+
+def loss(
+    d: Dictionary, x: jax.Array, y: jax.Array, pressure: Pressure, dead: jax.Array | None = None,
+    *, k_revive: int = 0,
+) -> tuple[jax.Array, tuple[Parts, jax.Array]]:  # fmt: skip
+    """The loss of examples x with targets y; beside it its `Parts` and the features [B F].
+
+    dead: features [F] (or [L F]) that `revival` acts on, ``k_revive`` of an example's at a time.
+    """
+    c = d.config
+    code = encode(d, x, together=True)
+    error, rest = reconstruction(d, code.features, x, y)
+    main = error
+    if c.activation == "gated":
+        main = main + gate_error(d, code, x, y)
+    penalty = sparsity(d, code, pressure)
+    revived = jnp.zeros_like(error)
+    if dead is not None and k_revive:
+        revived = revival(d, code, rest, dead, k_revive)
+    n = x.shape[0]
+    active = (code.features != 0).reshape(n, -1).sum(1).mean(dtype=error.dtype)
+    variance = jnp.square(y - y.mean(0)).reshape(n, -1).sum(1).mean()
+    total = main + pressure.sparsity * penalty + pressure.revive * revived
+    parts = Parts(rest_error(rest), penalty, revived, active, variance)
+    return total, (jax.tree.map(jax.lax.stop_gradient, parts), code.features)
+
+
+def rest_error(rest: jax.Array) -> jax.Array:
+    """What is left of the targets [B ...], squared, summed, averaged over examples."""
+    return jnp.square(rest).reshape(len(rest), -1).sum(1).mean()
+
+
+def reconstruction(
+    d: Dictionary, features: jax.Array, x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The error, and what the whole code leaves of y. A Matryoshka's is summed over prefixes."""
+    c = d.config
+    if not c.prefixes:
+        rest = y - decode(d, features, x)
+        return rest_error(rest), rest
+    W, rest, total = written(d), y - decode(d, jnp.zeros_like(features), x), jnp.zeros((), x.dtype)
+    for begin, end in zip((0, *c.prefixes[:-1]), c.prefixes, strict=True):
+        part = slice(begin, end)
+        rest = rest - jnp.einsum(WRITE[c.kind], features[..., part], W[..., part, :])
+        total = total + rest_error(rest)
+    return total, rest
+
+
+def gate_error(d: Dictionary, code: Code, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The error of what the gates alone say, through a decoder that does not learn from it."""
+    frozen = jax.tree.map(jax.lax.stop_gradient, d)
+    return rest_error(y - decode(frozen, jax.nn.relu(code.pre), x))
+
+
+def sparsity(d: Dictionary, code: Code, pressure: Pressure) -> jax.Array:
+    """The penalty: powers of what active features write, or the (target's) count of them."""
+    c, n = d.config, code.features.shape[0]
+    if c.activation in ("topk", "batch_topk"):
+        return jnp.zeros((), code.features.dtype)
+    if c.activation == "jumprelu":
+        fires = step(code.pre, d.params.threshold, c.bandwidth)
+        l0 = fires.reshape(n, -1).sum(1).mean()
+        wanted = jnp.where(pressure.target_l0 > 0, pressure.target_l0, 1)
+        return jnp.where(pressure.target_l0 > 0, jnp.square(l0 / wanted - 1), l0)
+    active = jax.nn.relu(code.pre) if c.activation == "gated" else code.features
+    size = active * decoder_norms(d)
+    # 0^p has no slope: only what is active counts.
+    powers = jnp.where(size > 0, jnp.where(size > 0, size, 1) ** pressure.exponent, 0)
+    return powers.reshape(n, -1).sum(1).mean()
+
+
+def revival(
+    d: Dictionary, code: Code, rest: jax.Array, dead: jax.Array, k: int
+) -> jax.Array:  # fmt: skip
+    """AuxK (Gao et al. 2024, appendix A.2): dead features model what the others leave.
+
+    The error of the k largest dead features of each example, over the variance of what is left.
+    """
+    rest = jax.lax.stop_gradient(rest)
+    active = jnp.where(dead, jax.nn.relu(code.pre), 0)
+    active = keep_largest(active, k, d.config.feature_axes)
+    said = jnp.einsum(WRITE[d.config.kind], active, written(d))
+    spread = jnp.square(rest - rest.mean(0)).reshape(len(rest), -1).sum(1).mean()
+    return jnp.where(dead.any(), rest_error(rest - said) / jnp.maximum(spread, 1e-30), 0)

@@ -1,0 +1,251 @@
+"""A training run: steps, what is told on the way, checkpoints, and the dictionaries at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxinterp.files import whole_folder
+from jaxinterp.loading.errors import LoadError
+from jaxinterp.loading.reading import read_json
+from jaxinterp.sae.devices import everywhere, place_batch, place_states
+from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
+from jaxinterp.sae.scaling import Scaling, fold, measure
+from jaxinterp.sae.training import Given, Member, Recipe, Seen, State, advance, start
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+ON_BAD = ("stop", "skip")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Dictionaries on raw activations, one per member, and how training went.
+
+    history: dims (step, member): ``error``, ``explained`` (of the batch's variance), ``l0``,
+    ``dead``, ``penalty``. skipped: the numbers of batches that were left out.
+    """
+
+    dictionaries: tuple[Dictionary, ...]
+    history: xr.Dataset
+    skipped: tuple[int, ...]
+
+
+def train(
+    config: DictionaryConfig,
+    batches: Iterable[Any],
+    recipe: Recipe,
+    members: Member,
+    *,
+    source: Any = None,
+    scaling: Scaling | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    save_every: int = 1000,
+    log: str | os.PathLike[str] | None = None,
+    log_every: int = 100,
+    on_bad: str = "stop",
+    mesh: Mesh | None = None,
+    on_step: Callable[[int, dict[str, Any]], None] = lambda step, seen: None,
+) -> Trained:
+    """Train the members of a front on one stream of batches, as one program.
+
+    batches: what ``source`` takes, one per step and all of one shape; by default activations
+    [B D] ([B L D]), or pairs of them and targets. scaling: by default measured on the first batch
+    (give one measured on more). folder: of checkpoints, every ``save_every`` steps; a run that
+    finds one goes on from it, and ends as if it had never stopped, given the same batches again.
+    log: a JSONL file, a line every ``log_every`` steps. on_bad: what to do about a batch that is
+    not finite: ``"stop"`` raises and names it, ``"skip"`` leaves it out; nothing is learned from it
+    either way. mesh: devices, by the axes ``data`` (examples) and ``feature``.
+
+    Raises ``ValueError`` for a stream that is too short, batches of another width, and what
+    `Member` and `Recipe` refuse.
+    """
+    if on_bad not in ON_BAD:
+        raise ValueError(f"on_bad={on_bad!r}, expected one of {', '.join(ON_BAD)}.")
+    members = members.spread()
+    members.check(config)
+    source = Given() if source is None else source
+    run = _Run(config, recipe, members, None if folder is None else Path(folder).absolute())
+    states, source, scaling, done, told = run.begin(source, scaling)
+    stream = itertools.islice(iter(batches), done, recipe.steps)
+    if mesh is not None:
+        states = place_states(states, mesh, config.n_features)
+        source, members = everywhere(source, mesh), everywhere(members, mesh)
+    waiting: list[tuple[int, Seen]] = []
+
+    def tell() -> None:
+        """What the updates since the last time told, the last of them at length."""
+        for at, seen in waiting:
+            if not np.asarray(seen.finite).all():
+                told.skipped.append(at)
+                if on_bad == "stop":
+                    raise ValueError(
+                        f"Batch {at} has values that are not finite, or makes the loss so: nothing "
+                        "was learned from it. on_bad='skip' leaves such batches out."
+                    )
+        if not waiting:
+            return
+        told.lines.append(line := _told(*waiting[-1]))
+        waiting.clear()
+        if log is not None:
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        on_step(int(line["step"]), line)
+
+    step = done - 1
+    for step, batch in enumerate(stream, done):
+        if mesh is not None:
+            batch = place_batch(batch, mesh)
+        if scaling is None:
+            _, x, y = source.take(batch)
+            _check(config, x, y)
+            scaling = measure(x, x if y is x else y)
+        states, source, seen = advance(states, source, members, scaling, batch, recipe=recipe)
+        waiting.append((step, seen))
+        saving = run.folder is not None and (step + 1) % save_every == 0
+        if saving or (step + 1) % log_every == 0 or step + 1 == recipe.steps:
+            tell()
+        if saving or (run.folder is not None and step + 1 == recipe.steps):
+            run.save(states, source, scaling, step + 1, told)
+    tell()
+    if step + 1 < recipe.steps:
+        raise ValueError(f"The stream has {step + 1} batches, {recipe.steps} steps need as many.")
+    assert scaling is not None
+    each = (
+        jax.tree.map(lambda leaf, i=i: leaf[i], states.dictionary) for i in range(len(members.seed))
+    )
+    return Trained(
+        tuple(fold(d, scaling) for d in each), _history(told, members), tuple(told.skipped)
+    )
+
+
+def _check(config: DictionaryConfig, x: Any, y: Any) -> None:
+    layers = (config.n_layers,) if config.layered else ()
+    for what, values, width in (("reads", x, config.d_in), ("writes", y, config.d_out)):
+        if np.shape(values)[1:] != (*layers, width):
+            raise ValueError(
+                f"A batch has shape {list(np.shape(values))}, but the dictionary {what} "
+                f"{['example', *layers, width]}."
+            )
+
+
+@dataclasses.dataclass
+class _Told:
+    """Lines of what updates told, and the batches that were left out; plain numbers."""
+
+    lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    skipped: list[int] = dataclasses.field(default_factory=list)
+
+
+def _told(step: int, seen: Seen) -> dict[str, Any]:
+    p = jax.tree.map(np.asarray, seen.parts)
+    values = {
+        "error": p.error, "explained": 1 - p.error / np.maximum(p.variance, 1e-30),
+        "l0": p.l0, "dead": np.asarray(seen.dead), "penalty": p.penalty,
+    }  # fmt: skip
+    return {"step": step, **{name: value.tolist() for name, value in values.items()}}
+
+
+def _history(told: _Told, members: Member) -> xr.Dataset:
+    import xarray as xr
+
+    names = [name for name in told.lines[0] if name != "step"]
+    settings = {name: ("member", np.asarray(value)) for name, value in vars(members).items()}
+    return xr.Dataset(
+        {name: (("step", "member"), [line[name] for line in told.lines]) for name in names},
+        {"step": [line["step"] for line in told.lines], **settings},
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Where a run begins, and its checkpoints."""
+
+    config: DictionaryConfig
+    recipe: Recipe
+    members: Member
+    folder: Path | None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        fields = {name: np.asarray(value).tolist() for name, value in vars(self.members).items()}
+        plain = json.dumps([
+            dataclasses.asdict(self.config), dataclasses.asdict(self.recipe), fields
+        ])  # fmt: skip
+        return {"run": json.loads(plain)}
+
+    def begin(self, source: Any, scaling: Scaling | None) -> Any:
+        """States, source, scaling, steps done and what was told, of a checkpoint if there is one.
+
+        Raises ``ValueError`` where the checkpoint is of another run.
+        """
+        states = jax.vmap(lambda m: start(self.config, self.recipe, m))(self.members)
+        if self.folder is None or not (self.folder / "run.json").is_file():
+            return states, source, scaling, 0, _Told()
+        found = read_json(self.folder / "run.json")
+        if found.get("run") != self.described["run"]:
+            raise ValueError(
+                f"{self.folder} holds a checkpoint of another run (config, recipe or members "
+                "differ): give another folder, or take it away."
+            )
+        leaves = jax.tree.leaves(states)
+        shapes = {name: np.zeros(shape, np.float32) for name, shape in found["scaling"].items()}
+        like = _flat(leaves, source, shapes)
+        import orbax.checkpoint as ocp
+
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                arrays = checkpointer.restore(self.folder / "arrays", like)
+        except Exception as error:
+            raise LoadError(f"The checkpoint {self.folder} is damaged: {error}") from error
+
+        def part(prefix: str) -> dict[str, Any]:
+            return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+
+        held = [arrays[f"state.{i}"] for i in range(len(leaves))]
+        states = jax.tree.unflatten(jax.tree.structure(states), held)
+        source = source.replace(**part("source."))
+        return (
+            states,
+            source,
+            Scaling(**part("scaling.")),
+            int(found["step"]),
+            _Told(**found["told"]),
+        )
+
+    def save(
+        self, states: State, source: Any, scaling: Scaling | None, step: int,
+        told: _Told,
+    ) -> None:  # fmt: skip
+        import orbax.checkpoint as ocp
+
+        assert self.folder is not None
+        assert scaling is not None
+        about = {
+            **self.described, "step": step, "told": dataclasses.asdict(told),
+            "scaling": {name: np.shape(value) for name, value in vars(scaling).items()},
+        }  # fmt: skip
+        arrays = _flat(jax.tree.leaves(states), source, vars(scaling))
+        with whole_folder(self.folder, overwrite=True) as folder:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(folder / "arrays", arrays)
+            (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _flat(leaves: list[Any], source: Any, scaling: dict[str, Any]) -> dict[str, jax.Array]:
+    """The arrays of a checkpoint, by name."""
+    arrays = {f"state.{i}": leaf for i, leaf in enumerate(leaves)}
+    arrays |= {f"source.{name}": value for name, value in source.kept.items()}
+    arrays |= {f"scaling.{name}": value for name, value in scaling.items()}
+    return jax.tree.map(jnp.asarray, arrays)

@@ -1,0 +1,256 @@
+"""Training dictionaries: one pure update, vmapped over the members of a front.
+
+Members differ in learning rate, sparsity, target of L0, k and seed, and see the same activations;
+harvesting them from the model is part of the same program (`Harvest`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
+from jaxinterp.sae.losses import Parts, Pressure, loss
+from jaxinterp.sae.scaling import Scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What the members of a front share.
+
+    steps: updates. warmup, decay: fractions of them over which the learning rate rises at the
+    start and falls at the end; sparsity_warmup: over which the penalty rises. exponent: to which
+    the penalty's power falls from 1 after ``anneal`` of the steps. unit_norm: decoder rows of norm
+    1 throughout. dead_after: examples without firing; k_revive: dead features that learn from one
+    example (default d_out / 2); revive: their coefficient. threshold: JumpReLU's at the start.
+    memory: of BatchTopK's running threshold. b1, b2: Adam's.
+    """
+
+    steps: int
+    warmup: float = 0.01
+    decay: float = 0.2
+    sparsity_warmup: float = 0.05
+    exponent: float = 1.0
+    anneal: float = 0.2
+    unit_norm: bool = False
+    decoder_norm: float = 0.1
+    dead_after: int = 10_000_000
+    k_revive: int | None = None
+    revive: float = 1 / 32
+    threshold: float = 0.1
+    memory: float = 0.99
+    b1: float = 0.9
+    b2: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}, expected 1 or more.")
+        for name in ("warmup", "decay", "sparsity_warmup", "anneal"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)}, expected a fraction.")
+        if not 0 < self.exponent <= 1:
+            raise ValueError(f"exponent={self.exponent}, expected above 0 and at most 1.")
+
+    def rate(self, step: Any) -> Any:
+        """The learning rate's factor at a step."""
+        rise, fall = max(1, round(self.warmup * self.steps)), max(1, round(self.decay * self.steps))
+        return jnp.minimum(1, (step + 1) / rise) * jnp.minimum(1, (self.steps - step) / fall)
+
+    def pressure(self, member: Member, step: Any) -> Pressure:
+        """The loss's coefficients at a step."""
+        rise = max(1, round(self.sparsity_warmup * self.steps))
+        begin = self.anneal * self.steps
+        done = jnp.clip((step - begin) / max(1.0, self.steps - begin), 0, 1)
+        return Pressure(
+            sparsity=member.sparsity * jnp.minimum(1, (step + 1) / rise),
+            exponent=1 + (self.exponent - 1) * done, target_l0=member.target_l0, revive=self.revive,
+        )  # fmt: skip
+
+
+class Member(struct.PyTreeNode):
+    """What members of a front may differ in; arrays [N] of them.
+
+    sparsity: the penalty's coefficient; target_l0: a JumpReLU's (0: penalise L0 itself); k: of
+    TopK and BatchTopK.
+    """
+
+    learning_rate: Any = 3e-4
+    sparsity: Any = 0.0
+    target_l0: Any = 0.0
+    k: Any = 0
+    seed: Any = 0
+
+    def spread(self) -> Member:
+        """All fields as arrays of one length.
+
+        Raises ``ValueError`` for fields of two lengths, and numbers that mean nothing.
+        """
+        fields = {name: np.atleast_1d(np.asarray(value)) for name, value in vars(self).items()}
+        lengths = {name: len(value) for name, value in fields.items()}
+        n = max(lengths.values())
+        if any(length not in (1, n) for length in lengths.values()):
+            raise ValueError(f"The members' fields have lengths {lengths}, expected one or {n}.")
+        for name, value in fields.items():
+            if not np.isfinite(value).all() or (value < 0).any():
+                raise ValueError(f"{name}={value.tolist()}, expected finite numbers from 0 on.")
+        kinds = {"seed": np.int32}
+        return Member(**{
+            name: np.broadcast_to(value, n).astype(kinds.get(name, np.float32))
+            for name, value in fields.items()
+        })  # fmt: skip
+
+    def check(self, config: DictionaryConfig) -> None:
+        """Raises ``ValueError`` where the activation lacks what makes it sparse."""
+        k = np.asarray(self.k)
+        if config.activation in ("topk", "batch_topk"):
+            if not ((k > 0) & (k <= config.n_features)).all():
+                raise ValueError(
+                    f"k={k.tolist()}: a {config.activation} dictionary keeps 1 to "
+                    f"{config.n_features} features of an example."
+                )
+        elif (k > 0).any():
+            raise ValueError(f"k={k.tolist()}, but a {config.activation} dictionary has no k.")
+
+
+class State(struct.PyTreeNode):
+    """A member on its way: examples since each feature fired, and updates done."""
+
+    dictionary: Dictionary
+    moments: Any
+    silent: jax.Array
+    step: jax.Array
+
+
+class Seen(struct.PyTreeNode):
+    """What one update tells: the loss's parts, the fraction of dead features, whether finite."""
+
+    parts: Parts
+    dead: jax.Array
+    finite: jax.Array
+
+
+def start(config: DictionaryConfig, recipe: Recipe, member: Member) -> State:
+    """A member before its first update: random decoder rows, W_enc their transpose, no biases."""
+    optimizer = _adam(recipe)
+    key, c = jax.random.key(member.seed), config
+    shapes = c.shapes
+    W_dec = jax.random.normal(key, shapes["W_dec"])
+    if c.kind == "cross_layer":
+        W_dec = jnp.where(
+            jnp.triu(jnp.ones((c.n_layers, c.n_layers), bool))[..., None, None], W_dec, 0
+        )
+    whole = _row_norms(W_dec, c)
+    W_dec = W_dec * (1.0 if recipe.unit_norm else recipe.decoder_norm) / whole
+    arrays = {name: jnp.zeros(shape) for name, shape in shapes.items()}
+    arrays["W_dec"] = W_dec
+    arrays["W_enc"] = _transposed(W_dec, c, jax.random.fold_in(key, 1))
+    if c.activation == "jumprelu":
+        arrays["threshold"] = jnp.full(shapes["threshold"], recipe.threshold)
+    params = Parameters(**arrays)
+    k = member.k if c.activation in ("topk", "batch_topk") else None
+    return State(
+        Dictionary(params, config, k), optimizer.init(params),
+        jnp.zeros(shapes["b_enc"], jnp.int32), jnp.zeros((), jnp.int32),
+    )  # fmt: skip
+
+
+def _transposed(W_dec: jax.Array, c: DictionaryConfig, key: jax.Array) -> jax.Array:
+    """An encoder that reads what the decoder writes, where the widths allow."""
+    if c.kind == "crosscoder" and c.d_in == c.d_out:
+        return W_dec.swapaxes(-1, -2)
+    if c.kind == "cross_layer" and c.d_in == c.d_out:
+        return jnp.einsum("llfo->lof", W_dec)
+    if c.kind == "sae":
+        return W_dec.T
+    W = jax.random.normal(key, c.shapes["W_enc"])  # a transcoder: what it reads is another space
+    return W / jnp.linalg.norm(W, axis=-2, keepdims=True)
+
+
+def _row_norms(W_dec: jax.Array, c: DictionaryConfig) -> jax.Array:
+    """The norm of all that a feature writes, over layers too, kept for broadcasting."""
+    axes = {"crosscoder": (0, -1), "cross_layer": (1, -1)}.get(c.kind, (-1,))
+    return jnp.sqrt(jnp.square(W_dec).sum(axes, keepdims=True))
+
+
+def _adam(recipe: Recipe) -> Any:
+    import optax
+
+    return optax.scale_by_adam(recipe.b1, recipe.b2)
+
+
+def update(
+    state: State, member: Member, x: jax.Array, y: jax.Array, recipe: Recipe
+) -> tuple[State, Seen]:
+    """One update of one member on examples x [B ...], y [B ...], centred and scaled.
+
+    Where an example, the loss or a slope is not finite, nothing changes but the step.
+    """
+    import optax
+
+    d, c = state.dictionary, state.dictionary.config
+    dead = state.silent >= recipe.dead_after
+    pressure = recipe.pressure(member, state.step)
+    k_revive = c.d_out // 2 if recipe.k_revive is None else recipe.k_revive
+
+    def of(params: Parameters) -> Any:
+        return loss(d.replace(params=params), x, y, pressure, dead, k_revive=k_revive)
+
+    (total, (parts, features)), slopes = jax.value_and_grad(of, has_aux=True)(d.params)
+    if recipe.unit_norm:
+        W, slope = d.params.W_dec, slopes.W_dec
+        slopes = slopes.replace(W_dec=slope - _along(slope, W, c) * W)
+    moves, moments = _adam(recipe).update(slopes, state.moments, d.params)
+    rate = member.learning_rate * recipe.rate(state.step)
+    params = optax.apply_updates(d.params, jax.tree.map(lambda m: -rate * m, moves))
+    if recipe.unit_norm:
+        params = params.replace(W_dec=params.W_dec / _row_norms(params.W_dec, c))
+    if c.activation == "jumprelu":
+        params = params.replace(threshold=jnp.maximum(params.threshold, 0))
+    if c.activation == "batch_topk":
+        least = jnp.where(features > 0, features, jnp.inf).min()
+        least = jnp.where(jnp.isfinite(least), least, d.params.threshold)
+        kept = recipe.memory * d.params.threshold + (1 - recipe.memory) * least
+        params = params.replace(threshold=jnp.where(state.step == 0, least, kept))
+    fired = (features != 0).any(0)
+    silent = jnp.where(fired, 0, jnp.minimum(state.silent, 2**30) + x.shape[0])
+    new = State(d.replace(params=params), moments, silent, state.step + 1)
+    sound = jnp.stack([jnp.isfinite(n).all() for n in jax.tree.leaves((total, slopes))]).all()
+    kept_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, state)
+    seen = Seen(parts, (new.silent >= recipe.dead_after).mean(dtype=parts.error.dtype), sound)
+    return kept_state.replace(step=state.step + 1), seen
+
+
+def _along(slope: jax.Array, W: jax.Array, c: DictionaryConfig) -> jax.Array:
+    axes = {"crosscoder": (0, -1), "cross_layer": (1, -1)}.get(c.kind, (-1,))
+    return (slope * W).sum(axes, keepdims=True) / jnp.square(_row_norms(W, c))
+
+
+@functools.partial(jax.jit, static_argnames=("recipe",), donate_argnums=0)
+def advance(
+    states: State, source: Any, members: Member, scaling: Scaling, batch: Any, *, recipe: Recipe
+) -> tuple[State, Any, Seen]:
+    """All members one update on, on what the source makes of a batch."""
+    source, x, y = source.take(batch)
+    x, y = scaling(x, y)
+    states, seen = jax.vmap(lambda s, m: update(s, m, x, y, recipe))(states, members)
+    return states, source, seen
+
+
+class Given(struct.PyTreeNode):
+    """A source whose batches are activations: x [B ...], or a pair of them and their targets."""
+
+    @property
+    def kept(self) -> dict[str, jax.Array]:
+        """What changes from batch to batch: a checkpoint keeps it (``replace`` puts it back)."""
+        return {}
+
+    def take(self, batch: Any) -> tuple[Given, jax.Array, jax.Array]:
+        """The source afterwards, examples and targets."""
+        x, y = batch if isinstance(batch, tuple) else (batch, batch)
+        return self, x, y

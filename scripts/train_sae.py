@@ -1,0 +1,242 @@
+"""Train a sparse autoencoder on a model's residual stream, measure it, and describe features.
+
+    python scripts/train_sae.py --out runs/sae
+
+Three steps, each of which a killed run resumes: activations of WikiText-2's training part (or of
+``--train``) are harvested into a store; the dictionary is trained from it; on the held-out part it
+is measured beside a PCA of as many components as features are active, and a random dictionary with
+the same number of features. Five features, drawn at random of those neither rare nor dense, are
+described with evidence: what activates them, what they write, and what ablating them does to the
+loss where they are active, beside other features as often active.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import itertools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+import jaxinterp as ji
+from jaxinterp import corpora, sae
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--train", type=Path, help="text file (default: WikiText-2)")
+    parser.add_argument("--held-out", type=Path, help="text file (default: WikiText-2's)")
+    parser.add_argument("--layer", type=int, default=15)
+    parser.add_argument("--width", type=int, default=4608, help="features (default 8 x 576)")
+    parser.add_argument("--k", type=float, default=32)
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="harvested")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--learning-rate", type=float, default=4e-4)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--blocks", type=int, default=32, help="held out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/sae"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = ji.load(args.model)
+    config = sae.DictionaryConfig(
+        model.config.d_model, args.width, activation="batch_topk", model=model.name,
+        site="resid_post", layers=(args.layer,),
+    )  # fmt: skip
+    store, harvested = harvested_store(args, model, tokenizer, config)
+    found, trained = dictionary(args, store, config)
+    held = list(
+        itertools.islice(
+            corpora.packed(texts(args.held_out, "test.raw.gz"), tokenizer, args.length, 4),
+            args.blocks // 4,
+        )
+    )
+    lines = [
+        f"# A sparse autoencoder of {model.name}", "",
+        f"The stream after block {args.layer}: {args.width} features of BatchTopK with k = "
+        f"{args.k:g}, {args.epochs} epochs of {len(store):,} tokens (first tokens of blocks left "
+        f"out) in batches of {args.batch}; harvested in {harvested:.0f} s, trained in "
+        f"{trained:.0f} s. Held out: {sum(len(t) for t in held)} blocks of {args.length} tokens.",
+        "", *measured(args, model, store, found, held), "",
+        *described(args, model, tokenizer, found, held),
+    ]  # fmt: skip
+    (args.out / "report.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+def texts(path: Path | None, part: str) -> Iterator[str]:
+    file = ji.fetch("wikitext-2") / part if path is None else path
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt") as rows:
+        yield from (row.strip() for row in rows if row.strip())
+
+
+def harvested_store(args: Any, model: Any, tokenizer: Any, config: Any) -> tuple[sae.Store, float]:
+    began, size = time.perf_counter(), 16
+    rows = size * (args.length - 1)
+    blocks = corpora.packed(texts(args.train, "train.raw.gz"), tokenizer, args.length, size)
+    with tqdm(total=args.tokens, desc="harvest", unit=" tokens") as bar:
+        store = sae.harvest_to(
+            args.out / "activations", model, config,
+            itertools.islice(blocks, -(-args.tokens // rows)),
+            on_done=lambda n: bar.update(n - bar.n),
+        )  # fmt: skip
+    return store, time.perf_counter() - began
+
+
+def dictionary(args: Any, store: sae.Store, config: Any) -> tuple[sae.Dictionary, float]:
+    began = time.perf_counter()
+    steps = args.epochs * len(store) // args.batch
+    sample = np.concatenate([store.chunk(i) for i in range(min(8, store.chunks))])
+    with tqdm(total=steps, desc="training", unit=" steps") as bar:
+
+        def tell(step: int, seen: dict[str, Any]) -> None:
+            bar.update(step + 1 - bar.n)
+            bar.set_postfix({n: f"{seen[n][0]:.3g}" for n in ("l0", "explained", "dead")})
+
+        found = sae.train(
+            config, store.batches(args.batch, seed=args.seed),
+            sae.Recipe(steps, dead_after=200_000), sae.Member(
+                k=args.k, learning_rate=args.learning_rate, seed=args.seed
+            ),
+            scaling=sae.measure_scaling(sample, sample), folder=args.out / "checkpoint",
+            save_every=200, log=args.out / "log.jsonl", log_every=20, on_step=tell,
+        )  # fmt: skip
+    sae.save(args.out / "dictionary", found.dictionaries[0], overwrite=True)
+    return found.dictionaries[0], time.perf_counter() - began
+
+
+def measured(args: Any, model: Any, store: Any, d: sae.Dictionary, held: list[Any]) -> list[str]:
+    """The table of metrics, beside a PCA and a random dictionary."""
+    sample = np.concatenate([store.chunk(i) for i in range(min(32, store.chunks))])
+    mean = sample.mean(0)
+    rivals = {
+        "trained": d,
+        f"PCA, {round(args.k)} components": components(sample, round(args.k), d),
+        "random rows": random_rows(args, sample, d),
+    }
+    x = [np.asarray(sae.values_at(model, t, d.config, first=False)[0]) for t in held]
+    lines = [
+        "| | L0 | explained variance | loss recovered (zero) | (mean) | loss, nats | dead | "
+        "shrinkage |", "| --- |" + " --- |" * 7,
+    ]  # fmt: skip
+    for name, one in rivals.items():
+        own, loss = sae.reconstruction(one, x), sae.loss_recovered(model, one, held, mean)
+        lines.append(
+            f"| {name} | {float(own.l0):.1f} | {float(own.explained):.3f} | "
+            f"{loss['recovered_zero']:.3f} | {loss['recovered_mean']:.3f} | "
+            f"{loss['dictionary']:.3f} | {float(own.dead):.1%} | {float(own.shrinkage):.3f} |"
+        )
+    lines += [
+        "", f"The model's own loss is {loss['original']:.3f}; with zero in place "
+        f"{loss['zero']:.3f}, with the mean {loss['mean']:.3f}. Dead: never active on the held-out "
+        "tokens.",
+    ]  # fmt: skip
+    return lines
+
+
+def components(sample: np.ndarray, n: int, d: sae.Dictionary) -> sae.Dictionary:
+    """A PCA as a dictionary: each component and its opposite, of which one is active."""
+    mean = sample.mean(0)
+    _, V = np.linalg.eigh(np.cov((sample - mean).T.astype(np.float64)))
+    rows = V[:, ::-1][:, :n].T.astype(np.float32)
+    rows = np.concatenate([rows, -rows])
+    config = dataclasses.replace(d.config, n_features=2 * n, activation="relu", subtract_bias=True)
+    return sae.Dictionary(
+        sae.Parameters(rows.T, np.zeros(2 * n, np.float32), rows, mean.astype(np.float32)), config
+    )
+
+
+def random_rows(args: Any, sample: np.ndarray, d: sae.Dictionary) -> sae.Dictionary:
+    """Random directions, read and written; a TopK of the same k, least squares of its scale."""
+    rng = np.random.default_rng(args.seed)
+    rows = rng.normal(size=(args.width, sample.shape[1])).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    mean = sample.mean(0).astype(np.float32)
+    config = dataclasses.replace(d.config, activation="topk", subtract_bias=True)
+    one = sae.Dictionary(
+        sae.Parameters(rows.T, np.zeros(len(rows), np.float32), rows, mean), config, args.k
+    )
+    part = sample[:4096]
+    said = np.asarray(one(jnp.asarray(part))) - mean
+    scale = float((said * (part - mean)).sum() / np.square(said).sum())
+    return one.replace(params=one.params.replace(W_dec=rows * scale))
+
+
+def described(
+    args: Any, model: Any, tokenizer: Any, d: sae.Dictionary, held: list[Any]
+) -> list[str]:
+    """Five features: their examples, the tokens they write, what ablating them does."""
+    x = [np.asarray(sae.values_at(model, t, d.config, first=False)[0]) for t in held]
+    density = sae.reconstruction(d, x).density.values
+    middling = np.flatnonzero((density > 5e-4) & (density < 1e-2))
+    chosen = np.sort(np.random.default_rng(args.seed).choice(middling, 5, replace=False))
+    top = sae.top_examples(
+        model, d, held, features=chosen, k=5, window=(8, 2), tokenizer=tokenizer,
+        one_per_prompt=True,
+    )  # fmt: skip
+    wrote = sae.written_tokens(model, d, chosen, k=6, tokenizer=tokenizer)
+    lines = [
+        "## Five features", "",
+        "Drawn at random of those active on 0.05% to 1% of the held-out tokens. Ablation: the "
+        "change of the next token's loss, in nats, at the tokens where the feature is active, "
+        "without it; beside it five other features of about the same density, each at its own "
+        "tokens.", "",
+    ]  # fmt: skip
+    for feature in tqdm(chosen, desc="features", unit=" features"):
+        near = middling[np.argsort(abs(np.log(density[middling] / density[feature])))]
+        others = [int(f) for f in near if f != feature][:5]
+        own = ablated(model, d, int(feature), held)
+        rival = [ablated(model, d, f, held) for f in others]
+        lines += [
+            f"### {feature}", "",
+            f"Active on {density[feature]:.2%} of tokens. Raises "
+            + quoted(wrote.text.sel(feature=feature, end="raised").values) + "; lowers "
+            + quoted(wrote.text.sel(feature=feature, end="lowered").values) + ".",
+            f"Ablation: {own:+.3f} (others {min(rival):+.3f} to {max(rival):+.3f}).", "",
+            *(
+                f"- {float(top.value.sel(feature=feature, rank=r)):.1f}: "
+                f"`{top.text.sel(feature=feature, rank=r).item()!r}`"
+                for r in top['rank'].values
+            ), "",
+        ]  # fmt: skip
+    return lines
+
+
+def quoted(texts: Any) -> str:
+    return ", ".join(f"`{text}`" for text in texts)
+
+
+def ablated(model: Any, d: sae.Dictionary, feature: int, held: list[Any]) -> float:
+    """The mean change of the loss at the tokens where a feature is active, when it is ablated."""
+    changes = [np.asarray(change(model, d, t, jnp.int32(feature))) for t in held]
+    return float(np.concatenate([c[~np.isnan(c)] for c in changes]).mean())
+
+
+@jax.jit
+def change(model: Any, d: sae.Dictionary, tokens: Any, feature: Any) -> Any:
+    """[B P-1]: the change of the next token's loss; NaN where the feature is silent."""
+    site, (layer,) = d.config.site, d.config.layers
+    edit = ji.apply(site, sae.FeatureEdit(d, feature, 0.0, "scale"), layer=layer)
+    plain, without = ji.forward(model, tokens, record=(site,)), ji.forward(model, tokens, edit)
+    active = d.encode(plain.activations[site][layer])[..., feature] > 0
+
+    def loss(out: Any) -> Any:
+        logp = jax.nn.log_softmax(out.logits[:, :-1])
+        return -jnp.take_along_axis(logp, tokens.ids[:, 1:, None], 2)[..., 0]
+
+    return jnp.where(active[:, :-1], loss(without) - loss(plain), jnp.nan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""Training: one update against optax by hand, fronts, resuming, bad batches, a known dictionary."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from jaxinterp import sae
+from jaxinterp.loading import LoadError
+
+D, F, B = 8, 24, 32
+CONFIG = sae.DictionaryConfig(D, F)
+KINDS = {
+    "relu": (CONFIG, sae.Member(sparsity=0.05)),
+    "gated": (sae.DictionaryConfig(D, F, activation="gated"), sae.Member(sparsity=0.05)),
+    "topk": (sae.DictionaryConfig(D, F, activation="topk"), sae.Member(k=4)),
+    "batch_topk": (sae.DictionaryConfig(D, F, activation="batch_topk"), sae.Member(k=4)),
+    "jumprelu": (
+        sae.DictionaryConfig(D, F, activation="jumprelu"), sae.Member(sparsity=0.5, target_l0=4)
+    ),
+    "matryoshka": (
+        sae.DictionaryConfig(D, F, activation="batch_topk", prefixes=(6, 12, F)), sae.Member(k=4)
+    ),
+}  # fmt: skip
+
+
+def stream(n, seed=0, size=B, width=D):
+    """n batches: sparse sums of few directions, off the origin."""
+    rng = np.random.default_rng(seed)
+    directions = rng.normal(size=(12, width))
+    for _ in range(n):
+        f = rng.exponential(size=(size, 12)) * (rng.random((size, 12)) < 0.2)
+        yield (f @ directions + 3).astype(np.float32)
+
+
+def trained(name="relu", steps=20, batches=None, member=None, recipe=None, **options):
+    config, own = KINDS[name]
+    recipe = {"dead_after": 100, "k_revive": 3, **(recipe or {})}
+    return sae.train(
+        config, stream(steps) if batches is None else batches, sae.Recipe(steps, **recipe),
+        (member or own).replace(learning_rate=3e-3), log_every=5, **options,
+    )  # fmt: skip
+
+
+def leaves_equal(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **{"rtol": 0, "atol": 0, **tolerance})
+
+
+@pytest.mark.parametrize("unit_norm", [False, True])
+def test_an_update_is_adams(unit_norm):
+    """Against optax on the plain loss, its rate and its penalty rising as the recipe says."""
+    recipe = sae.Recipe(10, warmup=0.5, decay=0.3, sparsity_warmup=0.5, unit_norm=unit_norm)
+    member = sae.Member(learning_rate=1e-2, sparsity=0.1)
+    state = sae.start(CONFIG, recipe, member)
+    optimizer = optax.adam(lambda n: 1e-2 * recipe.rate(n))
+    params = state.dictionary.params
+    moments = optimizer.init(params)
+    for number, x in enumerate(stream(9)):
+        state, _ = sae.update(state, member, jnp.asarray(x), jnp.asarray(x), recipe)
+
+        def plain(p, x=x, number=number):
+            f = jax.nn.relu(x @ p.W_enc + p.b_enc)
+            error = jnp.square(x - f @ p.W_dec - p.b_dec).sum(1).mean()
+            rise = min(1, (number + 1) / 5)
+            return error + 0.1 * rise * (f * jnp.linalg.norm(p.W_dec, axis=1)).sum(1).mean()
+
+        slopes = jax.grad(plain)(params)
+        if unit_norm:
+            W, slope = params.W_dec, slopes.W_dec
+            slopes = slopes.replace(W_dec=slope - (slope * W).sum(1, keepdims=True) * W)
+        moves, moments = optimizer.update(slopes, moments, params)
+        params = optax.apply_updates(params, moves)
+        if unit_norm:
+            W = params.W_dec
+            params = params.replace(W_dec=W / jnp.linalg.norm(W, axis=1, keepdims=True))
+    leaves_equal(state.dictionary.params, params, rtol=1e-4, atol=1e-5)
+    assert recipe.rate(0) == 0.2
+    np.testing.assert_allclose([recipe.rate(s) for s in (5, 7, 9)], [1, 1, 1 / 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_front_is_its_members_trained_alone(name):
+    config, own = KINDS[name]
+    varied = "k" if config.activation in ("topk", "batch_topk") else "sparsity"
+    differ = [{"seed": 0, varied: 2.0}, {"seed": 1, varied: 5.0}]
+    own, recipe = own.replace(learning_rate=3e-3), sae.Recipe(12, dead_after=100, k_revive=3)
+    many = own.replace(**{key: np.array([m[key] for m in differ]) for key in differ[0]})
+    together = sae.train(config, stream(12), recipe, many)
+    assert dict(together.history.sizes) == {"step": 1, "member": 2}
+    for i, one in enumerate(differ):
+        alone = sae.train(config, stream(12), recipe, own.replace(**one))
+        leaves_equal(together.dictionaries[i], alone.dictionaries[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(together.history.l0[:, i], alone.history.l0[:, 0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["relu", "batch_topk", "jumprelu"])
+def test_resumed_is_unbroken_bit_for_bit(name, tmp_path):
+    whole = trained(name, folder=tmp_path / "whole", save_every=100)
+
+    def broken():
+        yield from stream(13)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(name, batches=broken(), folder=tmp_path / "run", save_every=6)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["step"] == 12
+    resumed = trained(name, folder=tmp_path / "run", save_every=6)
+    leaves_equal(resumed.dictionaries, whole.dictionaries)
+    kept = resumed.history.sel(step=[9, 14, 19])
+    assert kept.equals(whole.history.sel(step=[9, 14, 19]))
+    leaves_equal(trained(name, folder=tmp_path / "run").dictionaries, whole.dictionaries)
+    with pytest.raises(ValueError, match="a checkpoint of another run"):
+        trained(name, folder=tmp_path / "run", recipe={"warmup": 0.3})
+    for file in (tmp_path / "run" / "arrays").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(LoadError, match="is damaged"):
+        trained(name, folder=tmp_path / "run")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_batches_are_named_and_poison_nothing(bad):
+    def spoilt(n=20):
+        for number, x in enumerate(stream(n)):
+            if number in (7, 11):
+                x[3, 2] = bad
+            yield x
+
+    with pytest.raises(ValueError, match=r"Batch 7 has values that are not finite"):
+        trained(batches=spoilt())
+    found = trained(batches=spoilt(), on_bad="skip")
+    assert found.skipped == (7, 11)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.dictionaries))
+    with pytest.raises(ValueError, match="first sample's inputs are not finite"):
+        trained(batches=itertools.islice(spoilt(), 7, None))
+
+
+def test_dead_features_are_counted_and_revived():
+    config = sae.DictionaryConfig(D, F, activation="topk")
+
+    def dead(revive):
+        recipe = sae.Recipe(300, dead_after=10 * B, k_revive=4, revive=revive, warmup=0.01)
+        member = sae.Member(learning_rate=1e-2, k=2)
+        return float(sae.train(config, stream(300), recipe, member).history.dead[-1, 0])
+
+    assert dead(0.0) > dead(1.0)
+
+
+def test_a_jumprelu_holds_its_target():
+    found = sae.train(
+        KINDS["jumprelu"][0], stream(1500), sae.Recipe(1500),
+        sae.Member(learning_rate=1e-2, sparsity=1.0, target_l0=np.array([2.0, 4.0])),
+    )  # fmt: skip
+    np.testing.assert_allclose(found.history.l0[-1], [2, 4], rtol=0.25)
+
+
+def test_orthogonal_features_are_recovered():
+    """Issue's line 2, small: orthogonal truth, as many features as there are."""
+    make = sae.synthetic(
+        16, 16, orthogonal=True, roots=1, branch=2, depth=1, correlation=0.0, exclusive=0.0,
+        probabilities=(0.05, 0.3),
+    )  # fmt: skip
+    found = sae.train(
+        sae.DictionaryConfig(16, 16), sae.batches(make, 512), sae.Recipe(3000, warmup=0.01),
+        sae.Member(learning_rate=3e-3, sparsity=0.3, seed=np.array([0, 1])),
+    )  # fmt: skip
+    for d in found.dictionaries:
+        scores = sae.recovery(d.params.W_dec, make.directions)
+        assert scores["mmcs"] > 0.98
+
+
+def test_sharded_is_single():
+    """Examples over two devices, features over four: the same numbers, a quarter of the rows."""
+    worker = Path(__file__).parent / "sharded_worker.py"
+    done = subprocess.run([sys.executable, worker], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["error"] < 1e-5
+    assert found["rows"] == 24 // 4
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "message"),
+    [
+        ((1,), ("model",), "an axis 'model'"),
+    ],
+)
+def test_meshes_that_are_refused(shape, axes, message):
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(shape), axes)
+    with pytest.raises(ValueError, match=message):
+        trained(mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "topk", "member": sae.Member()}, "keeps 1 to 24 features"),
+        ({"name": "topk", "member": sae.Member(k=25)}, "keeps 1 to 24 features"),
+        ({"member": sae.Member(k=3)}, "a relu dictionary has no k"),
+        ({"member": sae.Member(sparsity=np.ones(2), seed=np.arange(3))}, "lengths"),
+        ({"member": sae.Member(sparsity=-1.0)}, r"sparsity=\[-1.0\]"),
+        ({"batches": stream(5)}, "The stream has 5 batches, 20 steps need as many"),
+        ({"batches": stream(20, width=9)}, r"reads \['example', 8\]"),
+        ({"on_bad": "ignore"}, "on_bad='ignore'"),
+        ({"recipe": {"decay": 2.0}}, r"decay=2.0, expected a fraction"),
+        ({"recipe": {"exponent": 0.0}}, "exponent=0"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_what_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        trained(**change)
+
+
+def test_a_log_has_a_line_every_few_steps(tmp_path):
+    seen = []
+    found = trained(log=tmp_path / "log.jsonl", on_step=lambda step, line: seen.append(step))
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == seen == [4, 9, 14, 19]
+    assert lines[-1]["l0"] == found.history.l0[-1].values.tolist()
