@@ -1,7 +1,8 @@
 """Make an optional environment for `server.py`: python make_peer_env.py FOLDER [PEER].
 
-PEER: transformer-lens (the default, which also runs the hand-batched PyTorch) or nnsight, whose
-requirements may differ: give each a folder of its own.
+PEER: transformer-lens (the default, which also runs the hand-batched PyTorch), nnsight, or
+sae-lens (with the other libraries of sparse dictionaries). Their requirements differ: give each a
+folder of its own.
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ from pathlib import Path
 PEERS = {
     "transformer-lens": ("transformer-lens==4.3.0", "gguf"),
     "nnsight": ("nnsight==0.8.1", "transformers", "accelerate", "gguf"),
+    "sae-lens": ("sae-lens==6.54.12", "eai-sparsify==1.3.3", "zstandard", "nnsight"),
+}
+ALONE = {  # packages whose own requirements are of another time
+    "sae-lens": ("dictionary-learning==0.1.0", "circuit-tracer==0.5.0"),
 }
 
 
 def steps(peer: str) -> tuple[tuple[str, ...], ...]:
     """What to install. torch first and alone: what follows must not choose another build."""
-    return ("torch==2.13.0",), PEERS[peer]
+    alone = tuple(("--no-deps", package) for package in ALONE.get(peer, ()))
+    return ("torch==2.13.0",), PEERS[peer], *alone
 
 
 def make(folder: Path, peer: str = "transformer-lens") -> Path:

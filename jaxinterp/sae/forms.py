@@ -298,6 +298,8 @@ def read_dictionary_learning(folder: Path) -> Dictionary:
     if "W_enc" not in names:
         for ours, theirs in (("W_enc", "encoder.weight"), ("W_dec", "decoder.weight")):
             arrays[ours] = found[theirs].T if theirs in found else None
+    if kind == "AutoEncoder":
+        arrays = _unit_rows(arrays)
     k = int(found["k"]) if "k" in found else cfg.get("k")
     prefixes = ()
     if kind == "MatryoshkaBatchTopKSAE" and "group_sizes" in found:
@@ -307,6 +309,19 @@ def read_dictionary_learning(folder: Path) -> Dictionary:
         subtract_bias=kind not in ("JumpReluAutoEncoder", "AutoEncoderNew"), prefixes=prefixes,
         model=str(cfg.get("lm_name", "")), **_submodule(cfg),
     )  # fmt: skip
+
+
+def _unit_rows(arrays: dict[str, Any]) -> dict[str, Any]:
+    """Decoder rows of norm 1, features in their units: as that library loads them."""
+    if any(arrays[name] is None for name in ("W_enc", "b_enc", "W_dec")):
+        return arrays
+    norms = np.linalg.norm(arrays["W_dec"], axis=1)
+    if np.allclose(norms, 1, atol=1e-8):
+        return arrays
+    return arrays | {
+        "W_dec": arrays["W_dec"] / norms[:, None], "W_enc": arrays["W_enc"] * norms,
+        "b_enc": arrays["b_enc"] * norms,
+    }  # fmt: skip
 
 
 def _submodule(cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,14 +335,16 @@ def _submodule(cfg: Mapping[str, Any]) -> dict[str, Any]:
 def write_dictionary_learning(folder: Path, d: Dictionary) -> None:
     refuse("dictionary-learning", d, ("sae",), ("relu", "gated", "topk", "batch_topk", "jumprelu"))
     c = d.config
+    unit = np.allclose(np.linalg.norm(d.params.W_dec, axis=-1), 1, atol=1e-8)
     kind = {
-        "relu": "AutoEncoder" if c.subtract_bias else "AutoEncoderNew", "gated": "GatedAutoEncoder",
+        "relu": "AutoEncoder" if c.subtract_bias and unit else "AutoEncoderNew",
+        "gated": "GatedAutoEncoder",
         "topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder",
         "batch_topk": "MatryoshkaBatchTopKSAE" if c.prefixes else "BatchTopKSAE",
     }[c.activation]  # fmt: skip
-    if kind == "JumpReluAutoEncoder":
+    if kind in ("JumpReluAutoEncoder", "AutoEncoderNew"):
         d = without_subtraction(d)
-    elif not c.subtract_bias and kind != "AutoEncoderNew":
+    elif not c.subtract_bias:
         d = with_subtraction(d)
     names, arrays = LEARNED[kind][1], host(d)
     out: dict[str, Any] = {theirs: arrays[ours] for ours, theirs in names.items()}
