@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 
 from jaxinterp import sae
 
+jax.config.update("jax_disable_most_optimizations", True)  # as conftest.py does
+
 
 def main() -> None:
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """Training: one update against optax by hand, fronts, resuming, bad batches, a known dictionary."""
 
+import functools
 import itertools
 import json
 import subprocess
@@ -64,13 +65,15 @@ def test_an_update_is_adams(unit_norm):
     optimizer = optax.adam(lambda n: 1e-2 * recipe.rate(n))
     params = state.dictionary.params
     moments = optimizer.init(params)
+    step = jax.jit(functools.partial(sae.update, recipe=recipe))
     for number, x in enumerate(stream(9)):
-        state, _ = sae.update(state, member, jnp.asarray(x), jnp.asarray(x), recipe)
+        state, _ = step(state, member, x, x)
 
-        def plain(p, x=x, number=number):
+        rise = min(1, (number + 1) / 5)
+
+        def plain(p, x=x, rise=rise):
             f = jax.nn.relu(x @ p.W_enc + p.b_enc)
             error = jnp.square(x - f @ p.W_dec - p.b_dec).sum(1).mean()
-            rise = min(1, (number + 1) / 5)
             return error + 0.1 * rise * (f * jnp.linalg.norm(p.W_dec, axis=1)).sum(1).mean()
 
         slopes = jax.grad(plain)(params)
@@ -170,7 +173,7 @@ def test_orthogonal_features_are_recovered():
         probabilities=(0.05, 0.3),
     )  # fmt: skip
     found = sae.train(
-        sae.DictionaryConfig(16, 16), sae.batches(make, 512), sae.Recipe(3000, warmup=0.01),
+        sae.DictionaryConfig(16, 16), sae.batches(make, 256), sae.Recipe(1200),
         sae.Member(learning_rate=3e-3, sparsity=0.3, seed=np.array([0, 1])),
     )  # fmt: skip
     for d in found.dictionaries:
