@@ -14,7 +14,6 @@ table goes to stdout and to ``benchmarks/results/probing.md``.
 from __future__ import annotations
 
 import argparse
-import gzip
 import os
 import statistics
 import time
@@ -108,8 +107,7 @@ def main() -> None:
 def examples(name: str, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Activations [L+1 n D] at one position of each block, and the labels [n]."""
     model, tokenizer = ji.load(name)
-    with gzip.open(ji.fetch("wikitext-2") / "valid.raw.gz", "rt") as lines:
-        rows = [line.strip() for line in lines if line.strip()]
+    rows = corpora.read_lines(ji.fetch("wikitext-2") / "valid.raw.gz")
     ids = np.concatenate([
         np.asarray(t.ids) for t, _ in zip(
             corpora.packed(rows, tokenizer, 32, 20), range(n // 20), strict=False

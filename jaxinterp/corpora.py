@@ -5,6 +5,7 @@ Nothing is held but the block being filled: a corpus may be longer than memory.
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,6 +54,14 @@ def open_texts(
     else:
         rows = datasets.load_dataset(str(source), split=split, streaming=True, **options)
     return rows
+
+
+def read_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+    """The lines of a text file, plain or .gz, that hold text; read as they are asked for."""
+    path = Path(path)
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        yield from (line.strip() for line in lines if line.strip())
 
 
 def packed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,8 +106,7 @@ def used(
 
 def unrelated(tokenizer: Any, n: int) -> np.ndarray:
     """Blocks of 32 tokens of WikiText-2."""
-    with gzip.open(ji.fetch("wikitext-2") / "valid.raw.gz", "rt") as file:
-        rows = [line.strip() for line in file if line.strip()]
+    rows = corpora.read_lines(ji.fetch("wikitext-2") / "valid.raw.gz")
     blocks = zip(corpora.packed(rows, tokenizer, 32, 1), range(n), strict=False)
     return np.concatenate([np.asarray(tokens.ids) for tokens, _ in blocks])
 

@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gzip
 import itertools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +53,9 @@ def main() -> None:
     )  # fmt: skip
     store, harvested = harvested_store(args, model, tokenizer, config)
     found, trained = dictionary(args, store, config)
-    held = list(
-        itertools.islice(
-            corpora.packed(texts(args.held_out, "test.raw.gz"), tokenizer, args.length, 4),
-            args.blocks // 4,
-        )
-    )
+    rows = corpora.read_lines(args.held_out or ji.fetch("wikitext-2") / "test.raw.gz")
+    blocks = corpora.packed(rows, tokenizer, args.length, 4)
+    held = list(itertools.islice(blocks, args.blocks // 4))
     lines = [
         f"# A sparse autoencoder of {model.name}", "",
         f"The stream after block {args.layer}: {args.width} features of BatchTopK with k = "
@@ -74,17 +69,11 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def texts(path: Path | None, part: str) -> Iterator[str]:
-    file = ji.fetch("wikitext-2") / part if path is None else path
-    opener = gzip.open if file.suffix == ".gz" else open
-    with opener(file, "rt") as rows:
-        yield from (row.strip() for row in rows if row.strip())
-
-
 def harvested_store(args: Any, model: Any, tokenizer: Any, config: Any) -> tuple[sae.Store, float]:
     began, size = time.perf_counter(), 16
     rows = size * (args.length - 1)
-    blocks = corpora.packed(texts(args.train, "train.raw.gz"), tokenizer, args.length, size)
+    lines = corpora.read_lines(args.train or ji.fetch("wikitext-2") / "train.raw.gz")
+    blocks = corpora.packed(lines, tokenizer, args.length, size)
     with tqdm(total=args.tokens, desc="harvest", unit=" tokens") as bar:
         store = sae.harvest_to(
             args.out / "activations", model, config,

@@ -11,7 +11,6 @@ picture. Killed runs resume from the last saved step.
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import json
 import time
@@ -48,7 +47,8 @@ def main() -> None:
     tuned, losses = train(args, model, tokenizer)
     took = time.perf_counter() - began
 
-    blocks = corpora.packed(texts(args.held_out, "test.raw.gz"), tokenizer, args.length, 1)
+    rows = corpora.read_lines(args.held_out or ji.fetch("wikitext-2") / "test.raw.gz")
+    blocks = corpora.packed(rows, tokenizer, args.length, 1)
     held = np.concatenate([np.asarray(t.ids) for t in itertools.islice(blocks, args.blocks)])
     readings = {
         name: lens.read(model, held, kind, batch=1)
@@ -119,18 +119,8 @@ def train(args: argparse.Namespace, model: ji.Model, tokenizer: ji.Tokenizer):
 def endless(args: argparse.Namespace, tokenizer: ji.Tokenizer) -> Iterator[ji.Tokens]:
     """Batches of the training text, over and over."""
     while True:
-        yield from corpora.packed(
-            texts(args.train, "train.raw.gz"), tokenizer, args.length, args.batch
-        )
-
-
-def texts(path: Path | None, part: str) -> Iterator[str]:
-    """Paragraphs of a text file, or of a part of WikiText-2."""
-    path = ji.fetch("wikitext-2") / part if path is None else path
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as lines:
-        for line in lines:
-            if line.strip():
-                yield line.strip()
+        rows = corpora.read_lines(args.train or ji.fetch("wikitext-2") / "train.raw.gz")
+        yield from corpora.packed(rows, tokenizer, args.length, args.batch)
 
 
 if __name__ == "__main__":

@@ -92,3 +92,12 @@ def test_rows_may_be_mappings_and_are_not_read_ahead():
 def test_bad_input(rows, sizes, message):
     with pytest.raises(ValueError, match=message):
         list(corpora.packed(rows, word_tokenizer(), *sizes))
+
+
+def test_lines_of_a_file(tmp_path):
+    text = "one\n\n  two é \nthree"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    with gzip.open(tmp_path / "a.txt.gz", "wt", encoding="utf-8") as out:
+        out.write(text)
+    for name in ("a.txt", "a.txt.gz"):
+        assert list(corpora.read_lines(tmp_path / name)) == ["one", "two é", "three"]
