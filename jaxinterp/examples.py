@@ -46,7 +46,8 @@ def find_examples(
 ) -> tuple[Kept, int, int]:  # fmt: skip
     """What is kept of every unit, and how many prompts and real tokens there were.
 
-    reader: a pytree; (model, tokens) to values [L B P N], of which ``shape`` is (L, N). order:
+    reader: a pytree; (model, tokens) to values [L B P N], of which ``shape`` is (L, N); -inf is no
+    example. order:
     ``"top"`` keeps the largest values, ``"random"`` any that are above 0, each as likely. The other
     arguments, and what is refused, as in `jaxinterp.neurons.top_examples`.
     """
@@ -125,9 +126,11 @@ def _update(
         prompt = i if one_per_prompt else where // length
         column = where if one_per_prompt else where % length
         value = x[prompt, column, jnp.arange(x.shape[-1])[:, None]].astype(jnp.float32)
+        real = best > -jnp.inf
         new = (
-            best, jnp.where(best > -jnp.inf, value, -jnp.inf), seen + prompt,
-            tokens.positions[prompt, column], windows[prompt, column],
+            best, jnp.where(real, value, -jnp.inf), jnp.where(real, seen + prompt, -1),
+            jnp.where(real, tokens.positions[prompt, column], -1),
+            jnp.where(real[..., None], windows[prompt, column], -1),
         )  # fmt: skip
         fields = (old.key, old.value, old.prompt, old.position, old.window)
         both = [jnp.concatenate(pair, 1) for pair in zip(fields, new, strict=True)]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxinterp.sae.selection import keep_largest
@@ -40,8 +41,8 @@ class DictionaryConfig:
     arXiv:2412.06410); ``"jumprelu"`` (Rajamanoharan et al. 2024, arXiv:2407.14435).
     prefixes: lengths of a Matryoshka's nested codes (Bussmann et al. 2025, arXiv:2503.17547), the
     last is n_features. subtract_bias: whether b_dec is taken off what is read. bandwidth: of
-    JumpReLU's straight-through slopes. model, site, layers: where it reads; target: the site it
-    writes, where that is another.
+    JumpReLU's straight-through slopes, where the mean norm is sqrt(width), as in training. model,
+    site, layers: where it reads; target: the site it writes, where that is another.
     """
 
     d_in: int
@@ -53,7 +54,7 @@ class DictionaryConfig:
     prefixes: tuple[int, ...] = ()
     skip: bool = False
     subtract_bias: bool = False
-    bandwidth: float = 1e-3
+    bandwidth: float = 0.05
     model: str = ""
     site: str = ""
     target: str = ""
@@ -61,6 +62,8 @@ class DictionaryConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "d_out", self.d_out or self.d_in)
+        for name in ("prefixes", "layers"):
+            object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
         for name, value, known in (
             ("kind", self.kind, tuple(READ)), ("activation", self.activation, ACTIVATIONS)
         ):  # fmt: skip
@@ -71,8 +74,12 @@ class DictionaryConfig:
                 f"d_in={self.d_in}, n_features={self.n_features}, n_layers={self.n_layers}: "
                 "expected 1 or more."
             )
+        if self.kind == "sae" and self.d_out != self.d_in:
+            raise ValueError(f"An SAE writes what it reads, not {self.d_out} for {self.d_in}.")
         if self.n_layers > 1 and not self.layered:
             raise ValueError(f"A {self.kind} reads one layer, n_layers={self.n_layers}.")
+        if min(self.layers, default=0) < 0 or len(self.layers) not in (0, self.n_layers):
+            raise ValueError(f"layers={self.layers}, expected {self.n_layers} from 0 on, or none.")
         if self.prefixes and (
             list(self.prefixes) != sorted(set(self.prefixes))
             or self.prefixes[0] < 1 or self.prefixes[-1] != self.n_features
@@ -247,3 +254,16 @@ def _step_jvp(primals: Any, tangents: Any) -> Any:
 
 def _window(pre: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
     return (jnp.abs(pre - threshold) < bandwidth / 2).astype(pre.dtype)
+
+
+def chosen_features(d: Dictionary, features: Any) -> np.ndarray:
+    """Their numbers; all by default. Raises ``ValueError`` for those that do not exist."""
+    n = d.config.n_features
+    chosen = np.arange(n) if features is None else np.asarray(features)
+    if (
+        chosen.ndim != 1
+        or chosen.dtype.kind not in "iu"
+        or not ((chosen >= 0) & (chosen < n)).all()
+    ):
+        raise ValueError(f"features={features}, expected numbers from 0 to {n - 1}.")
+    return chosen

@@ -19,7 +19,7 @@ from jaxinterp.metrics import Metric, check_metric, evaluate
 from jaxinterp.model import Model, as_tokens, forward
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.results import claim
-from jaxinterp.sae.dictionary import Dictionary
+from jaxinterp.sae.dictionary import Dictionary, chosen_features
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -146,14 +146,19 @@ def attribute_features(
     check_metric(metric, model, tokens)
     if steps < 1:
         raise ValueError(f"steps={steps}, expected 1 or more.")
-    chosen = np.arange(d.config.n_features) if features is None else np.asarray(features)
+    chosen = chosen_features(d, features)
+    rival = None if donor is None else as_tokens(donor)
+    if rival is not None:
+        check_tokens(model.config, rival)
+        if rival.shape != tokens.shape:
+            raise ValueError(f"The donor is {rival.shape}, the tokens are {tokens.shape}.")
 
     def of(given: Any) -> jax.Array:
         return forward(model, given, record=(site,)).activations[site][layer]
 
     x = of(tokens)
     own = d.encode(x)
-    other = jnp.zeros_like(own) if donor is None else d.encode(of(as_tokens(donor)))
+    other = jnp.zeros_like(own) if rival is None else d.encode(of(rival))
     error = x - d.decode(own)
 
     def slope(at: jax.Array) -> jax.Array:

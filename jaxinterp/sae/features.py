@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from jaxinterp.examples import find_examples, labelled
 from jaxinterp.model import Model, Tokens
 from jaxinterp.results import claim
-from jaxinterp.sae.dictionary import Dictionary
+from jaxinterp.sae.dictionary import Dictionary, chosen_features
 from jaxinterp.sae.harvest import site_values
 from jaxinterp.written import tokens_along
 
@@ -25,12 +26,15 @@ class Features(struct.PyTreeNode):
 
     dictionary: Dictionary
     chosen: jax.Array
+    first: bool = struct.field(pytree_node=False)
 
     def __call__(self, model: Model, tokens: Tokens) -> jax.Array:
         d = self.dictionary
         (layer,) = d.config.layers
         x = site_values(model, tokens, (d.config.site,), (layer,))[d.config.site][0]
-        return d.encode(x)[None, ..., self.chosen]
+        values = d.encode(x)[..., self.chosen]
+        counts = (jnp.asarray(tokens.positions) > 0)[:, :, None] | self.first
+        return jnp.where(counts & (values > 0), values, -jnp.inf)[None]
 
 
 def top_examples(
@@ -44,6 +48,7 @@ def top_examples(
     window: tuple[int, int] = (10, 3),
     edges: Any = None,
     one_per_prompt: bool = False,
+    first: bool = False,
     seed: int = 0,
     tokenizer: Any = None,
     on_done: Callable[[int], None] = lambda tokens: None,
@@ -52,16 +57,17 @@ def top_examples(
     """The tokens of a corpus that activate each feature most, and how often it is how active.
 
     batches: tokens of one shape, read once. features: some only. order: ``"top"``, or ``"random"``
-    for any tokens that activate it, each as likely: sorted by value they show its whole range. The
-    rest, what is returned (with a dim ``feature``) and refused, as in
-    `jaxinterp.neurons.top_examples`.
+    for any tokens that activate it, each as likely: sorted by value they show its whole range.
+    first: whether a prompt's first token counts, as in training. Where a feature is active on fewer
+    tokens than k, values are -inf and contexts empty. The rest, what is returned (with a dim
+    ``feature``) and refused, as in `jaxinterp.neurons.top_examples`.
     """
     c = d.config
     if c.layered or len(c.layers) != 1 or not c.site:
         raise ValueError(f"A {c.kind} at {c.site or 'no site'}, layers {c.layers}: one is needed.")
     chosen = chosen_features(d, features)
     kept, seen, n_real = find_examples(
-        model, batches, Features(d, jax.numpy.asarray(chosen)), (1, len(chosen)), k=k, order=order,
+        model, batches, Features(d, jnp.asarray(chosen), first), (1, len(chosen)), k=k, order=order,
         window=window, edges=edges, one_per_prompt=one_per_prompt, seed=seed, on_done=on_done,
     )  # fmt: skip
     attrs = claim(
@@ -104,16 +110,3 @@ def nearest(d: Dictionary, features: Sequence[int] | None = None, *, k: int = 5)
         "cosine": (("feature", "rank"), np.take_along_axis(cosines, order, 1)),
     }
     return xr.Dataset(data, {"feature": chosen, "rank": np.arange(k)})
-
-
-def chosen_features(d: Dictionary, features: Sequence[int] | None) -> np.ndarray:
-    """Their numbers; all by default. Raises ``ValueError`` for those that do not exist."""
-    n = d.config.n_features
-    chosen = np.arange(n) if features is None else np.asarray(features)
-    if (
-        chosen.ndim != 1
-        or chosen.dtype.kind not in "iu"
-        or not ((chosen >= 0) & (chosen < n)).all()
-    ):
-        raise ValueError(f"features={features}, expected numbers from 0 to {n - 1}.")
-    return chosen

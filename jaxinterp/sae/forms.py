@@ -7,6 +7,7 @@ library has folded into its weights stay folded, and those it applies while runn
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,14 @@ from jaxinterp.model.sites import SITES, parse
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
 
 Arrays = dict[str, np.ndarray]
+
+
+def whole_k(d: Dictionary) -> int:
+    """k as other libraries' files hold it. Raises ``ValueError`` where it is not whole."""
+    k = float(d.k)
+    if k % 1:
+        raise ValueError(f"k={k}: other libraries' files hold whole numbers only.")
+    return int(k)
 
 
 class Form(NamedTuple):
@@ -54,6 +63,12 @@ def assembled(
 
     Raises `LoadError` for arrays that are missing, of other shapes, or not finite.
     """
+    more = sorted(set(arrays) - set(config.shapes))
+    if more:
+        raise LoadError(
+            f"{where} has {more[0]}, which a {config.kind} with {config.activation} has not: is "
+            "the config another's?"
+        )
     for name, shape in config.shapes.items():
         if name not in arrays or arrays[name].shape != shape:
             found = list(arrays[name].shape) if name in arrays else "nothing"
@@ -101,6 +116,13 @@ def read_tensors(path: Path) -> Arrays:
         raise LoadError(f"{path} cannot be read ({error}): fetch it again.") from error
 
 
+def _config(path: Path) -> dict[str, Any]:
+    """A JSON file that must be there: without it numbers may mean anything."""
+    if not path.is_file():
+        raise LoadError(f"There is no {path}: it says what the numbers beside it mean.")
+    return read_json(path)
+
+
 def write_tensors(path: Path, arrays: Arrays) -> None:
     from safetensors.numpy import save_file
 
@@ -125,8 +147,10 @@ LENS_NAMES = {"b_gate": "b_enc"}
 
 
 def _hook(c: DictionaryConfig, site: str) -> str:
-    layer = c.layers[0] if c.layers else 0
-    return f"blocks.{layer}.{SITES[site].hook}" if site in SITES else site
+    """TransformerLens's name of a place; "" where it is not known."""
+    if site in SITES:
+        return f"blocks.{c.layers[0]}.{SITES[site].hook}" if c.layers else ""
+    return site
 
 
 def _site(hook: Any) -> dict[str, Any]:
@@ -139,7 +163,7 @@ def _site(hook: Any) -> dict[str, Any]:
 
 
 def read_saelens(folder: Path) -> Dictionary:
-    cfg, path = read_json(folder / "cfg.json"), folder / "sae_weights.safetensors"
+    cfg, path = _config(folder / "cfg.json"), folder / "sae_weights.safetensors"
     about = cfg.get("metadata") or cfg  # before version 6 everything is flat
     architecture = cfg.get("architecture", "standard")
     activation = cfg.get("activation_fn", cfg.get("activation_fn_str", "relu"))
@@ -160,6 +184,16 @@ def read_saelens(folder: Path) -> Dictionary:
             f"{folder} chooses by activations times decoder norms (rescale_acts_by_decoder_norm): "
             "fold the norms first (in SAELens: fold_W_dec_norm)."
         )
+    for name in ("reshape_activations", "hook_head_index"):
+        value = about.get(name, cfg.get(name))
+        if value not in ("none", None):
+            raise LoadError(f"{folder} reads one head, or heads side by side ({name}={value!r}).")
+    changed = about.get("model_from_pretrained_kwargs")
+    if changed:
+        warnings.warn(
+            f"{folder} was trained on a model loaded with {changed}: change the model likewise "
+            "(jaxinterp.center_writing_weights, fold_norm).", stacklevel=3,
+        )  # fmt: skip
     kind, activation, skip = LENS[architecture]
     arrays = {LENS_NAMES.get(n, n): a for n, a in read_tensors(path).items()}
     if "scaling_factor" in arrays:
@@ -202,7 +236,7 @@ def write_saelens(folder: Path, d: Dictionary) -> None:
         cfg["d_out"] = c.d_out
         about["hook_name_out"] = _hook(c, c.target)
     if c.activation == "topk":
-        cfg |= {"k": int(d.k), "rescale_acts_by_decoder_norm": False}
+        cfg |= {"k": whole_k(d), "rescale_acts_by_decoder_norm": False}
     write_tensors(folder / "sae_weights.safetensors", arrays)
     write_json(folder / "cfg.json", cfg)
 
@@ -240,11 +274,12 @@ def without_subtraction(d: Dictionary) -> Dictionary:
 
 
 def read_gemma_scope_2(folder: Path) -> Dictionary:
-    cfg, path = read_json(folder / "config.json"), folder / "params.safetensors"
+    cfg, path = _config(folder / "config.json"), folder / "params.safetensors"
     names = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": "W_skip"}
     arrays = {names.get(n, n): a for n, a in read_tensors(path).items()}
     skip = "W_skip" in arrays
-    read, wrote = (str(cfg.get(f"hf_hook_point_{way}", "")) for way in ("in", "out"))
+    read = str(cfg.get("hf_hook_point_in", ""))
+    wrote = str(cfg.get("hf_hook_point_out") or read)
     sae = read == wrote and not skip
     return build(
         arrays, path, activation="jumprelu", skip=skip, kind="sae" if sae else "transcoder",
@@ -255,6 +290,8 @@ def read_gemma_scope_2(folder: Path) -> Dictionary:
 
 def write_gemma_scope_2(folder: Path, d: Dictionary) -> None:
     refuse("gemma-scope-2", d, ("sae", "transcoder"), ("jumprelu", "batch_topk"))
+    if d.config.kind == "transcoder" and not d.config.target:
+        raise ValueError("gemma-scope-2 tells a transcoder by its target: set the config's.")
     d = without_subtraction(as_jump(d))
     c, arrays = d.config, host(d)
     names = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
@@ -288,7 +325,7 @@ LEARNED = {  # dict_class: activation, and its names for ours
 
 
 def read_dictionary_learning(folder: Path) -> Dictionary:
-    cfg, path = read_json(folder / "config.json").get("trainer", {}), folder / "ae.pt"
+    cfg, path = _config(folder / "config.json").get("trainer", {}), folder / "ae.pt"
     kind = str(cfg.get("dict_class"))
     if kind not in LEARNED:
         raise LoadError(f"{folder} holds a {kind}, expected one of {', '.join(LEARNED)}.")
@@ -357,8 +394,8 @@ def write_dictionary_learning(folder: Path, d: Dictionary) -> None:
     if c.layers:
         trainer |= {"layer": c.layers[0], "submodule_name": f"{c.site}_layer_{c.layers[0]}"}
     if "topk" in c.activation:
-        out["k"] = np.int32(d.k)
-        trainer["k"] = int(d.k)
+        out["k"] = np.int32(whole_k(d))
+        trainer["k"] = whole_k(d)
         out.setdefault("threshold", np.float32(-1))
     if kind == "MatryoshkaBatchTopKSAE":
         out["group_sizes"] = np.diff((0, *c.prefixes)).astype(np.int64)
@@ -381,7 +418,7 @@ def with_subtraction(d: Dictionary) -> Dictionary:
 
 
 def read_sparsify(folder: Path) -> Dictionary:
-    cfg, path = read_json(folder / "cfg.json"), folder / "sae.safetensors"
+    cfg, path = _config(folder / "cfg.json"), folder / "sae.safetensors"
     if cfg.get("activation", "topk") != "topk":
         raise LoadError(f"{folder} has the activation {cfg['activation']!r}, expected 'topk'.")
     found = read_tensors(path)
@@ -417,7 +454,7 @@ def write_sparsify(folder: Path, d: Dictionary) -> None:
     write_tensors(folder / "sae.safetensors", out)
     write_json(folder / "cfg.json", {
         "activation": "topk", "expansion_factor": 32, "normalize_decoder": False,
-        "num_latents": c.n_features, "k": int(d.k), "multi_topk": False,
+        "num_latents": c.n_features, "k": whole_k(d), "multi_topk": False,
         "skip_connection": c.skip, "transcode": c.kind == "transcoder", "d_in": c.d_in,
     })  # fmt: skip
 
@@ -457,8 +494,9 @@ def write_circuit_tracer(folder: Path, d: Dictionary) -> None:
         out["activation_function.threshold"] = arrays["threshold"]
     if d.config.skip:
         out["W_skip"] = arrays["W_skip"].T
-    layer = d.config.layers[0] if d.config.layers else 0
-    write_tensors(folder / f"layer_{layer}.safetensors", out)
+    if not d.config.layers:
+        raise ValueError("circuit-tracer names files by their layer: set the config's layers.")
+    write_tensors(folder / f"layer_{d.config.layers[0]}.safetensors", out)
 
 
 FORMS = {

@@ -76,12 +76,17 @@ def harvest(
 def values_at(
     model: Model, tokens: Tokens, config: DictionaryConfig, *, first: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """What a dictionary reads [n D] ([n L D]) and writes, at every token."""
+    """What a dictionary reads [n D] ([n L D]) and writes, at every token; NaN at padding.
+
+    first: whether a prompt's first column counts.
+    """
     target = config.target or config.site
-    out = site_values(model, as_tokens(tokens), (config.site, target), config.layers)
+    tokens = as_tokens(tokens)
+    out = site_values(model, tokens, (config.site, target), config.layers)
 
     def rows(site: str) -> jax.Array:
-        values = out[site]
+        # Padding is no example: training names batches that are not finite.
+        values = jnp.where(jnp.asarray(tokens.mask)[:, :, None], out[site], jnp.nan)
         values = values if first else values[:, :, 1:]
         flat = values.reshape(len(config.layers), -1, values.shape[-1]).swapaxes(0, 1)
         return flat if config.layered else flat[:, 0]

@@ -28,8 +28,9 @@ class Pressure(struct.PyTreeNode):
     """How hard a loss presses, all of it traced.
 
     sparsity: the penalty's coefficient. exponent: p of sum f^p (1: L1; p-annealing lowers it,
-    Karvonen et al. 2024, arXiv:2408.00113). target_l0: of a JumpReLU's penalty
-    (L0 / target - 1)^2; 0 penalises L0 itself. revive: the coefficient of `revival`.
+    Karvonen et al. 2024, arXiv:2408.00113), rescaled to the value of p = 1. target_l0: of a
+    JumpReLU's penalty (L0 / target - 1)^2; 0 penalises L0 itself. revive: the coefficient of
+    `revival`, times the targets' variance.
     """
 
     sparsity: Any = 0.0
@@ -66,12 +67,14 @@ def loss(
     if c.activation == "gated":
         main = main + gate_error(d, code, x, y)
     penalty = sparsity(d, code, pressure)
-    revived = jnp.zeros_like(error)
-    if dead is not None and k_revive:
-        revived = revival(d, code, rest, dead, k_revive)
     n = x.shape[0]
     active = (code.features != 0).reshape(n, -1).sum(1).mean(dtype=error.dtype)
-    variance = jnp.square(y - y.mean(0)).reshape(n, -1).sum(1).mean()
+    variance = jax.lax.stop_gradient(jnp.square(y - y.mean(0)).reshape(n, -1).sum(1).mean())
+    revived = jnp.zeros_like(error)
+    if dead is not None and k_revive:
+        # A share of what is left, in the error's units: the coefficient means what it does where
+        # the error is a share of the variance.
+        revived = variance * revival(d, code, rest, dead, k_revive)
     total = main + pressure.sparsity * penalty + pressure.revive * revived
     parts = Parts(rest_error(rest), penalty, revived, active, variance)
     return total, (jax.tree.map(jax.lax.stop_gradient, parts), code.features)
@@ -117,8 +120,9 @@ def sparsity(d: Dictionary, code: Code, pressure: Pressure) -> jax.Array:
     active = jax.nn.relu(code.pre) if c.activation == "gated" else code.features
     size = active * decoder_norms(d)
     # 0^p has no slope: only what is active counts.
-    powers = jnp.where(size > 0, jnp.where(size > 0, size, 1) ** pressure.exponent, 0)
-    return powers.reshape(n, -1).sum(1).mean()
+    powers = jnp.where(size > 0, jnp.where(size > 0, size, 1) ** pressure.exponent, 0).sum() / n
+    # As p falls the pressure should not: the penalty keeps the value that p = 1 gives it.
+    return powers * jax.lax.stop_gradient((size.sum() / n) / jnp.maximum(powers, 1e-30))
 
 
 def revival(

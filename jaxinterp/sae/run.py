@@ -34,12 +34,13 @@ class Trained:
     """Dictionaries on raw activations, one per member, and how training went.
 
     history: dims (step, member): ``error``, ``explained`` (of the batch's variance), ``l0``,
-    ``dead``, ``penalty``. skipped: the numbers of batches that were left out.
+    ``dead``, ``penalty``. skipped: batches that some members did
+    not learn from, and the numbers of these members.
     """
 
     dictionaries: tuple[Dictionary, ...]
     history: xr.Dataset
-    skipped: tuple[int, ...]
+    skipped: tuple[tuple[int, tuple[int, ...]], ...]
 
 
 def train(
@@ -87,13 +88,11 @@ def train(
     def tell() -> None:
         """What the updates since the last time told, the last of them at length."""
         for at, seen in waiting:
-            if not np.asarray(seen.finite).all():
-                told.skipped.append(at)
+            bad = np.flatnonzero(~np.asarray(seen.finite))
+            if len(bad):
+                told.skipped.append([at, bad.tolist()])
                 if on_bad == "stop":
-                    raise ValueError(
-                        f"Batch {at} has values that are not finite, or makes the loss so: nothing "
-                        "was learned from it. on_bad='skip' leaves such batches out."
-                    )
+                    raise ValueError(_reason(at, seen, bad))
         if not waiting:
             return
         told.lines.append(line := _told(*waiting[-1]))
@@ -125,9 +124,9 @@ def train(
     each = (
         jax.tree.map(lambda leaf, i=i: leaf[i], states.dictionary) for i in range(len(members.seed))
     )
-    return Trained(
-        tuple(fold(d, scaling) for d in each), _history(told, members), tuple(told.skipped)
-    )
+    dictionaries = tuple(fold(d, scaling) for d in each)
+    skipped = tuple((batch, tuple(bad)) for batch, bad in told.skipped)
+    return Trained(dictionaries, _history(told, members), skipped)
 
 
 def _check(config: DictionaryConfig, x: Any, y: Any) -> None:
@@ -145,7 +144,16 @@ class _Told:
     """Lines of what updates told, and the batches that were left out; plain numbers."""
 
     lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    skipped: list[int] = dataclasses.field(default_factory=list)
+    skipped: list[list[Any]] = dataclasses.field(default_factory=list)
+
+
+def _reason(batch: int, seen: Seen, bad: np.ndarray) -> str:
+    """Why members could not learn from a batch: it is not finite, or they are not any more."""
+    if not np.asarray(seen.given).all():
+        what = f"Batch {batch} has values that are not finite"
+    else:
+        what = f"At batch {batch} the loss of members {bad.tolist()} is not finite: they diverged"
+    return f"{what}; nothing was learned from it. on_bad='skip' goes on without."
 
 
 def _told(step: int, seen: Seen) -> dict[str, Any]:
@@ -191,8 +199,13 @@ class _Run:
         Raises ``ValueError`` where the checkpoint is of another run.
         """
         states = jax.vmap(lambda m: start(self.config, self.recipe, m))(self.members)
-        if self.folder is None or not (self.folder / "run.json").is_file():
+        if self.folder is None or not self.folder.exists():
             return states, source, scaling, 0, _Told()
+        if not (self.folder / "run.json").is_file():
+            raise ValueError(
+                f"{self.folder} is there already and holds no checkpoint: give a folder that the "
+                "run may have for itself."
+            )
         found = read_json(self.folder / "run.json")
         if found.get("run") != self.described["run"]:
             raise ValueError(
@@ -215,14 +228,11 @@ class _Run:
 
         held = [arrays[f"state.{i}"] for i in range(len(leaves))]
         states = jax.tree.unflatten(jax.tree.structure(states), held)
-        source = source.replace(**part("source."))
-        return (
-            states,
-            source,
-            Scaling(**part("scaling.")),
-            int(found["step"]),
-            _Told(**found["told"]),
-        )
+        kept, told = Scaling(**part("scaling.")), _Told(**found["told"])
+        pairs = zip(jax.tree.leaves(scaling), jax.tree.leaves(kept), strict=False)
+        if any(not np.array_equal(a, b) for a, b in pairs):
+            raise ValueError(f"{self.folder} was begun with another scaling: give that, or none.")
+        return states, source.replace(**part("source.")), kept, int(found["step"]), told
 
     def save(
         self, states: State, source: Any, scaling: Scaling | None, step: int,

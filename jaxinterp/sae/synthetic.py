@@ -69,10 +69,10 @@ def synthetic(
 
     roots: features that are the first of a tree of ``depth`` levels, each with ``branch`` children;
     the rest stands alone (default: trees take half of all features). exponent,
-    probabilities: of firing, all told, fall as rank^-exponent within these limits; a child's never
-    exceeds its parent's. rank, correlation: of the copula, and the share of variance it explains.
-    exclusive: the fraction of parents whose children exclude each other. orthogonal: orthonormal
-    directions (needs n_features <= width), else random unit vectors.
+    probabilities: of firing, all told, fall as rank^-exponent, stretched between these limits; a
+    child's stays below its parent's. rank, correlation: of the copula, and the share of variance
+    it explains. exclusive: the fraction of parents whose children exclude each other. orthogonal:
+    orthonormal directions (needs n_features <= width), else random unit vectors.
 
     Raises ``ValueError`` for sizes that do not fit.
     """
@@ -98,7 +98,8 @@ def synthetic(
         parent[begin : begin + size] = level_begin + np.arange(size) // branch
         level_begin, level, begin = begin, size, begin + size
     low, high = probabilities
-    zipf = np.clip(high * (1 + np.arange(n_features)) ** -exponent, low, high)
+    zipf = (1.0 + np.arange(n_features)) ** -exponent
+    zipf = low + (high - low) * (zipf - zipf[-1]) / max(zipf[0] - zipf[-1], 1e-12)
     rng.shuffle(zipf)
     unconditional = np.array(zipf)
     for i in np.flatnonzero(parent >= 0):

@@ -19,6 +19,8 @@ from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
 from jaxinterp.sae.losses import Parts, Pressure, loss
 from jaxinterp.sae.scaling import Scaling
 
+TOPK = ("topk", "batch_topk")
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -28,7 +30,8 @@ class Recipe:
     start and falls at the end; sparsity_warmup: over which the penalty rises. exponent: to which
     the penalty's power falls from 1 after ``anneal`` of the steps. unit_norm: decoder rows of norm
     1 throughout. dead_after: examples without firing; k_revive: dead features that learn from one
-    example (default d_out / 2); revive: their coefficient. threshold: JumpReLU's at the start.
+    example (default d_out / 2); revive: their coefficient (default 1/32 with TopK and
+    BatchTopK, else none). threshold: JumpReLU's at the start.
     memory: of BatchTopK's running threshold. b1, b2: Adam's.
     """
 
@@ -42,7 +45,7 @@ class Recipe:
     decoder_norm: float = 0.1
     dead_after: int = 10_000_000
     k_revive: int | None = None
-    revive: float = 1 / 32
+    revive: float | None = None
     threshold: float = 0.1
     memory: float = 0.99
     b1: float = 0.9
@@ -62,14 +65,17 @@ class Recipe:
         rise, fall = max(1, round(self.warmup * self.steps)), max(1, round(self.decay * self.steps))
         return jnp.minimum(1, (step + 1) / rise) * jnp.minimum(1, (self.steps - step) / fall)
 
-    def pressure(self, member: Member, step: Any) -> Pressure:
+    def pressure(self, config: DictionaryConfig, member: Member, step: Any) -> Pressure:
         """The loss's coefficients at a step."""
+        revive = self.revive
+        if revive is None:
+            revive = 1 / 32 if config.activation in TOPK else 0.0
         rise = max(1, round(self.sparsity_warmup * self.steps))
         begin = self.anneal * self.steps
         done = jnp.clip((step - begin) / max(1.0, self.steps - begin), 0, 1)
         return Pressure(
             sparsity=member.sparsity * jnp.minimum(1, (step + 1) / rise),
-            exponent=1 + (self.exponent - 1) * done, target_l0=member.target_l0, revive=self.revive,
+            exponent=1 + (self.exponent - 1) * done, target_l0=member.target_l0, revive=revive,
         )  # fmt: skip
 
 
@@ -106,16 +112,26 @@ class Member(struct.PyTreeNode):
         })  # fmt: skip
 
     def check(self, config: DictionaryConfig) -> None:
-        """Raises ``ValueError`` where the activation lacks what makes it sparse."""
-        k = np.asarray(self.k)
-        if config.activation in ("topk", "batch_topk"):
-            if not ((k > 0) & (k <= config.n_features)).all():
+        """Raises ``ValueError`` where nothing makes it sparse, or what is given has no use."""
+        k, sparsity, target = (np.asarray(v) for v in (self.k, self.sparsity, self.target_l0))
+        kind, n = config.activation, config.n_features
+        if kind in TOPK:
+            if not ((k > 0) & (k <= n)).all() or (kind == "topk" and (k % 1 != 0).any()):
+                whole = "" if kind == "batch_topk" else "a whole number of them, "
                 raise ValueError(
-                    f"k={k.tolist()}: a {config.activation} dictionary keeps 1 to "
-                    f"{config.n_features} features of an example."
+                    f"k={k.tolist()}: a {kind} dictionary keeps {whole}1 to {n} features of an "
+                    "example."
                 )
+            if (sparsity > 0).any():
+                raise ValueError(f"sparsity={sparsity.tolist()}, but k makes a {kind} sparse.")
         elif (k > 0).any():
-            raise ValueError(f"k={k.tolist()}, but a {config.activation} dictionary has no k.")
+            raise ValueError(f"k={k.tolist()}, but a {kind} dictionary has no k.")
+        elif not (sparsity > 0).all():
+            raise ValueError(
+                f"sparsity={sparsity.tolist()}: without a penalty a {kind} dictionary is dense."
+            )
+        if (target > 0).any() and kind != "jumprelu":
+            raise ValueError(f"target_l0={target.tolist()} is a jumprelu's; this is a {kind}.")
 
 
 class State(struct.PyTreeNode):
@@ -128,10 +144,14 @@ class State(struct.PyTreeNode):
 
 
 class Seen(struct.PyTreeNode):
-    """What one update tells: the loss's parts, the fraction of dead features, whether finite."""
+    """What one update tells: the loss's parts, the fraction of dead features, whether finite.
+
+    given: whether the batch is; finite: whether the loss and its slopes are too.
+    """
 
     parts: Parts
     dead: jax.Array
+    given: jax.Array
     finite: jax.Array
 
 
@@ -153,7 +173,7 @@ def start(config: DictionaryConfig, recipe: Recipe, member: Member) -> State:
     if c.activation == "jumprelu":
         arrays["threshold"] = jnp.full(shapes["threshold"], recipe.threshold)
     params = Parameters(**arrays)
-    k = member.k if c.activation in ("topk", "batch_topk") else None
+    k = member.k if c.activation in TOPK else None
     return State(
         Dictionary(params, config, k), optimizer.init(params),
         jnp.zeros(shapes["b_enc"], jnp.int32), jnp.zeros((), jnp.int32),
@@ -196,7 +216,7 @@ def update(
 
     d, c = state.dictionary, state.dictionary.config
     dead = state.silent >= recipe.dead_after
-    pressure = recipe.pressure(member, state.step)
+    pressure = recipe.pressure(c, member, state.step)
     k_revive = c.d_out // 2 if recipe.k_revive is None else recipe.k_revive
 
     def of(params: Parameters) -> Any:
@@ -222,9 +242,12 @@ def update(
     fired = (features != 0).any(0)
     silent = jnp.where(fired, 0, jnp.minimum(state.silent, 2**30) + x.shape[0])
     new = State(d.replace(params=params), moments, silent, state.step + 1)
-    sound = jnp.stack([jnp.isfinite(n).all() for n in jax.tree.leaves((total, slopes))]).all()
+    given = jnp.isfinite(x).all() & jnp.isfinite(y).all()
+    leaves = jax.tree.leaves((total, slopes))
+    sound = given & jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
     kept_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, state)
-    seen = Seen(parts, (new.silent >= recipe.dead_after).mean(dtype=parts.error.dtype), sound)
+    dead_now = (new.silent >= recipe.dead_after).mean(dtype=parts.error.dtype)
+    seen = Seen(parts, dead_now, given, sound)
     return kept_state.replace(step=state.step + 1), seen
 
 

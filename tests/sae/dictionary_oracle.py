@@ -74,6 +74,14 @@ def norms(c, p):
     return np.linalg.norm(p.W_dec, axis=-1)
 
 
+def level(c, p, x, k, exponent):
+    """What brings the penalty of a power to the value of power 1."""
+    f, pre = codes(c, p, x, k)
+    size = ((relu(pre) if c.activation == "gated" else f) * norms(c, p)).reshape(-1)
+    size = size[size > 0]
+    return size.sum() / (size**exponent).sum()
+
+
 def loss(c, p, x, y, *, k=None, sparsity=0.0, exponent=1.0, target_l0=0.0, revive=0.0, dead=None,
          k_revive=0, smooth=None, frozen=None):  # fmt: skip
     """The whole loss. ``smooth``: JumpReLU's jump as a ramp of that width (its smoothed form, for
@@ -112,12 +120,17 @@ def loss(c, p, x, y, *, k=None, sparsity=0.0, exponent=1.0, target_l0=0.0, reviv
     elif c.activation in ("relu", "gated"):
         active = relu(pre) if c.activation == "gated" else f
         size = (active * norms(c, p)).reshape(-1)
-        total += sparsity * sum(v**exponent for v in size if v > 0) / n
+        total += (
+            sparsity
+            * level(c, frozen, x, k, exponent)
+            * sum(v**exponent for v in size if v > 0)
+            / n
+        )
     if dead is not None and dead.any():
         g, _ = codes(c, frozen, x, k)
         rest = y - np.stack([write(c, frozen, r, given) for r, given in zip(g, x, strict=True)])
         again = np.stack([largest(np.where(dead, relu(row), 0), k_revive) for row in pre])
         plain = [write(c, p, row, 0 * given) - p.b_dec for row, given in zip(again, x, strict=True)]
         spread = squares(rest - rest.mean(0))
-        total += revive * squares(rest - np.stack(plain)) / spread
+        total += revive * squares(y - y.mean(0)) * squares(rest - np.stack(plain)) / spread
     return total

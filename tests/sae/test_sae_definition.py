@@ -221,6 +221,9 @@ def test_batch_topk_alone_uses_its_threshold():
         ({"prefixes": (4, 8)}, f"end with n_features={F}"),
         ({"kind": "transcoder", "subtract_bias": True}, "subtract_bias=False"),
         ({"skip": True}, "A skip connection is a transcoder's"),
+        ({"d_out": 4}, "An SAE writes what it reads"),
+        ({"layers": (1, 2)}, r"layers=\(1, 2\), expected 1 from 0 on"),
+        ({"layers": (-1,)}, r"layers=\(-1,\)"),
     ],
 )
 def test_bad_configs(fields, message):

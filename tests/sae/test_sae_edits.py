@@ -125,6 +125,15 @@ def test_attribution_is_the_slope_of_ablation():
             "steps=0",
         ),
         (
+            lambda d: sae.attribute_features(small_model(MODEL), d, PROMPTS, DIFF, features=[20]),
+            "expected numbers from 0 to 19",
+        ),
+        (
+            lambda d: sae.attribute_features(
+                small_model(MODEL), d, PROMPTS, DIFF, donor=OTHER[:1]
+            ), "The donor is",
+        ),
+        (
             lambda d: sae.scale_features(
                 d.replace(config=dataclasses.replace(d.config, site="")), 0
             ), "no site",

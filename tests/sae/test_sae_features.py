@@ -28,14 +28,18 @@ def features_of(given, d):
 
 def test_top_examples_are_the_largest():
     d, given = dictionary(), blocks()
-    found = sae.top_examples(small_model(MODEL), d, given, k=5, window=(2, 1), edges=[0.0, 0.5])
+    found = sae.top_examples(
+        small_model(MODEL), d, given, k=5, window=(2, 1), edges=[0.0, 0.5], first=True
+    )
     f, ids = features_of(given, d), np.concatenate(given)
     for feature in range(f.shape[2]):
         column = f[:, :, feature]
         best = np.sort(column.ravel())[::-1][:5]
-        one = found.sel(feature=feature)
-        np.testing.assert_allclose(one.value, best, atol=1e-5)
-        for rank in range(5):
+        one, n = found.sel(feature=feature), (best > 0).sum()
+        np.testing.assert_allclose(one.value[:n], best[:n], atol=1e-5)
+        assert (one.value[n:] == -np.inf).all()
+        assert (one.context[n:] == -1).all()
+        for rank in range(n):
             prompt, position = int(one.prompt[rank]), int(one.position[rank])
             np.testing.assert_allclose(column[prompt, position], one.value[rank], atol=1e-5)
             assert int(one.context.sel(rank=rank, offset=0)) == ids[prompt, position]
@@ -59,6 +63,14 @@ def test_random_examples_are_active_and_spread():
         small_model(MODEL), d, given, k=8, order="random", features=[3], seed=1
     )  # fmt: skip
     assert not np.array_equal(other.value[0], found.value[0])
+
+
+def test_first_tokens_do_not_count():
+    d, given = dictionary(), blocks()
+    found = sae.top_examples(small_model(MODEL), d, given, k=5)
+    assert (found.position.values[found.value.values > -np.inf] > 0).all()
+    best = features_of(given, d)[:, 1:].max((0, 1))
+    np.testing.assert_allclose(found.value.sel(rank=0).clip(min=0), best, atol=1e-5)
 
 
 def test_written_tokens_are_those_of_the_rows():

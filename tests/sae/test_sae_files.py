@@ -138,6 +138,8 @@ def test_folders_that_cannot_be_read(tmp_path):
     [
         ({"normalize_activations": "layer_norm"}, "normalises activations while running"),
         ({"architecture": "temporal"}, "architecture 'temporal'"),
+        ({"reshape_activations": "hook_z"}, "heads side by side"),
+        ({"hook_head_index": 3}, "reads one head"),
         ({"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}, "fold_W_dec_norm"),
     ],
 )
@@ -146,6 +148,39 @@ def test_what_other_libraries_do_while_running_is_refused(tmp_path, change, mess
     cfg = json.loads((path / "cfg.json").read_text())
     (path / "cfg.json").write_text(json.dumps(cfg | change))
     with pytest.raises(LoadError, match=message):
+        sae.load(path)
+
+
+def test_numbers_without_a_config_are_refused(tmp_path):
+    for form, kind, activation in [
+        ("saelens", "sae", "jumprelu"), ("sparsify", "sae", "topk"),
+        ("dictionary-learning", "sae", "relu"), ("gemma-scope-2", "sae", "jumprelu"),
+    ]:  # fmt: skip
+        path = sae.save(tmp_path / form, made(kind, activation), form=form)
+        config = next(p for p in path.iterdir() if p.suffix == ".json")
+        said = config.read_text()
+        config.unlink()
+        with pytest.raises(LoadError, match="it says what the numbers beside it mean"):
+            sae.load(path)
+        if form == "saelens":  # of another architecture
+            config.write_text(said.replace("jumprelu", "standard"))
+            with pytest.raises(LoadError, match="has threshold, which a sae with relu has not"):
+                sae.load(path)
+
+
+def test_k_that_others_cannot_hold(tmp_path):
+    d = made("sae", "batch_topk").replace(k=2.5)
+    assert sae.load(sae.save(tmp_path / "own", d)).k == 2.5
+    with pytest.raises(ValueError, match="hold whole numbers only"):
+        sae.save(tmp_path / "d", d, form="dictionary-learning")
+
+
+def test_what_saelens_says_of_its_model_is_passed_on(tmp_path):
+    path = sae.save(tmp_path / "d", made("sae", "relu"), form="saelens")
+    cfg = json.loads((path / "cfg.json").read_text())
+    cfg["metadata"]["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    (path / "cfg.json").write_text(json.dumps(cfg))
+    with pytest.warns(UserWarning, match="center_writing_weights"):
         sae.load(path)
 
 

@@ -125,6 +125,9 @@ def test_training_on_a_harvest():
         log_every=10,
     )  # fmt: skip
     assert found.history.explained[-1, 0] > found.history.explained[0, 0]
+    padded = ragged([[3, 4, 5], [3, 4]], "right", 3)
+    x, _ = sae.values_at(model, padded, config, first=True)
+    assert np.isnan(x).any(1).tolist() == [False] * 5 + [True]
     with pytest.raises(ValueError, match="must not be padded"):
         sae.harvest(model, config, [ragged([[3, 4, 5], [3, 4]], "right", 3)])
 
@@ -147,9 +150,12 @@ def test_detection_counts_what_fires_together():
     fires = np.array([[0, 1, 0], [0.5, 1, 0], [1, 1, 0], [0, 0, 0]])[:, [1, 0, 2]]
     found = sae.detection(fires, true, truth, truth)
     # The first fires at 0, 1, 2 and should at 0, 1; the second at 1, 2 as it should; a third never.
-    np.testing.assert_allclose(found["precision"], (2 / 3 + 1) / 2)
-    np.testing.assert_allclose(found["recall"], 1)
-    np.testing.assert_allclose(found["f1"], (4 / 5 + 1) / 2)
+    np.testing.assert_allclose(found["precision"], (2 / 3 + 1) / 3)
+    np.testing.assert_allclose(found["recall"], 2 / 3)
+    np.testing.assert_allclose(found["f1"], (4 / 5 + 1) / 3)
+    np.testing.assert_allclose(found["f1_matched"], (4 / 5 + 1) / 2)
+    double = sae.detection(fires[:, [0, 0, 1]], true, truth[[0, 0, 1]], truth)
+    np.testing.assert_allclose(double["f1"], (4 / 5 + 4 / 5 + 1) / 3)
 
 
 def test_the_generator_makes_what_it_says():
