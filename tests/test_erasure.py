@@ -160,9 +160,10 @@ def test_orthogonalized_weights_are_the_ablation_at_run_time(name):
         np.testing.assert_allclose(found.logits, expected, atol=1e-9)
         np.testing.assert_allclose(found.activations["resid_post"] @ V.T, 0, atol=1e-9)
         assert abs(ji.forward(model, PROMPTS).logits - expected).max() > 1e-2
-        one = erasure.orthogonalize(model, ji.Direction(V[0]))
-        stream = [ji.project_out(site, V[0]) for site in ("resid_pre", "resid_mid", "resid_post")]
-        along = [edit for edit in stream if edit.site in sites_of(model.config)]
+        direction = ji.Direction(V[0])  # which holds float32
+        one = erasure.orthogonalize(model, direction)
+        stream = set(sites_of(model.config)) & {"resid_pre", "resid_mid", "resid_post"}
+        along = [ji.project_out(site, direction.vector) for site in sorted(stream)]
         np.testing.assert_allclose(
             ji.forward(one, PROMPTS).logits, ji.forward(model, PROMPTS, along).logits, atol=1e-9
         )
