@@ -1,8 +1,8 @@
 """Probes of every residual point, penalty and split in one call, against a scikit-learn loop.
 
 Real activations of SmolLM2-135M at positions of WikiText-2; the label: whether the token there
-begins a capitalised word. Both sides minimise the same loss; how far each of scikit-learn's
-tolerances stays above our optimum is in the table. The loop is timed on some of the fits and
+begins a capitalised word. Both sides minimise the same loss; how far each side's tolerances stay
+above its least is in the table. The loop is timed on some of the fits and
 extrapolated::
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/probing.py
@@ -31,11 +31,12 @@ import jaxinterp as ji
 from jaxinterp import corpora, probes
 
 HEAD = (
-    "fits", "one call (least to most)", "with compiling", "scikit-learn's tolerance", "one fit",
-    "all of them", "ratio", "its loss above ours, at most", "ours above its",
+    "fits", "our tolerance", "one call (least to most)", "with compiling", "its tolerance",
+    "one fit", "all of them", "ratio", "above the least loss, at most: ours", "its",
 )  # fmt: skip
-WITHIN = 1e-6  # of the least loss: where our fits stop
-TOLERANCES = (1e-4, 3e-5, 1e-5, 1e-6)
+# Ours, scikit-learn's: the loosest of its that reach 1e-4 and its default, then close to the least.
+PAIRS = ((1e-5, 1e-4), (1e-5, 3e-5), (1e-8, 1e-6))
+LEAST = 1e-9  # scikit-learn's tolerance where the least loss is looked for
 
 
 def main() -> None:
@@ -51,41 +52,52 @@ def main() -> None:
     train = splits.train.astype(np.float32)
     penalties = np.geomspace(1e-4, 1, 20).astype(np.float32)
 
-    def ours() -> probes.Probes:
-        return jax.block_until_ready(probes.fit_logistic(X, y, train, penalties, n_classes=2))
+    def ours(tolerance: float) -> probes.Probes:
+        return jax.block_until_ready(
+            probes.fit_logistic(X, y, train, penalties, n_classes=2, tolerance=tolerance)
+        )
 
     began = time.perf_counter()
-    found = ours()
+    found = {tolerance: ours(tolerance) for tolerance in dict.fromkeys(pair[0] for pair in PAIRS)}
     first = time.perf_counter() - began
+    began = time.perf_counter()
+    for tolerance in found:
+        ours(tolerance)
+    compiling = first - (time.perf_counter() - began)  # one program serves all tolerances
     chosen = np.linspace(0, len(X) - 1, args.points).round().astype(int)
     fits = [(p, r) for p in chosen for r in range(len(penalties))]
-    seconds: dict[Any, list[float]] = {"ours": [], **{tol: [] for tol in TOLERANCES}}
+    seconds: dict[Any, list[float]] = {}
     for _ in range(args.rounds):
-        began = time.perf_counter()
-        ours()
-        seconds["ours"].append(time.perf_counter() - began)
-        for tol in TOLERANCES:
+        for tolerance in found:
+            began = time.perf_counter()
+            ours(tolerance)
+            seconds.setdefault(("ours", tolerance), []).append(time.perf_counter() - began)
+        for tolerance in dict.fromkeys(pair[1] for pair in PAIRS):
             began = time.perf_counter()
             for p, r in fits:
-                fit(X[p], y, splits.train[0], penalties[r], tol)
-            seconds[tol].append((time.perf_counter() - began) / len(fits))
-    n_fits = found.loss.size
-    took = statistics.median(seconds["ours"])
-    rows = []
-    for tol in TOLERANCES:
-        each = statistics.median(seconds[tol])
-        above = [
-            loss(X[p], y, splits.train[0], penalties[r], tol) - float(found.loss[p, 0, r])
-            for p, r in fits
-        ]
+                fit(X[p], y, splits.train[0], penalties[r], tolerance)
+            each = (time.perf_counter() - began) / len(fits)
+            seconds.setdefault(("its", tolerance), []).append(each)
+
+    def losses(tolerance: float) -> np.ndarray:
+        return np.array([loss(X[p], y, splits.train[0], penalties[r], tolerance) for p, r in fits])
+
+    least, rows = losses(LEAST), []
+    for own, its in PAIRS:
+        n_fits = found[own].loss.size
+        runs, each = seconds["ours", own], statistics.median(seconds["its", its])
+        took = statistics.median(runs)
+        above = np.array([float(found[own].loss[p, 0, r]) for p, r in fits]) - least
         rows.append([
             f"{len(X)} points x {len(penalties)} penalties x {len(splits)} splits = {n_fits}",
-            f"{took:.1f} s ({min(seconds['ours']):.1f} to {max(seconds['ours']):.1f})",
-            f"{first:.1f} s", f"{tol:g}", f"{each * 1e3:.0f} ms", f"{each * n_fits:.0f} s",
-            f"**{each * n_fits / took:.1f}x**", f"{max(above):.1e}", f"{-min(above):.1e}",
+            f"{own:g}", f"{took:.1f} s ({min(runs):.1f} to {max(runs):.1f})",
+            f"{took + compiling:.1f} s", f"{its:g}", f"{each * 1e3:.0f} ms",
+            f"{each * n_fits:.0f} s", f"**{each * n_fits / took:.1f}x**", f"{above.max():.1e}",
+            f"{(losses(its) - least).max():.1e}",
         ])  # fmt: skip
     print(page.table(HEAD, rows))
-    said = (np.asarray(found(jnp.asarray(X)[:, None, None]))[..., 0] > 0) == y  # L S R n
+    tight = found[min(found)]
+    said = (np.asarray(tight(jnp.asarray(X)[:, None, None]))[..., 0] > 0) == y  # L S R n
     tested = np.broadcast_to(splits.test[:, None], said.shape[1:])
     accuracy = [float(each[tested].mean()) for each in said]
     page.write(
@@ -94,7 +106,8 @@ def main() -> None:
         ),
         f"{args.model}, {args.n} tokens of WikiText-2 ({y.mean():.0%} begin a capitalised word), "
         f"width {X.shape[2]}, 60% to train on, scaled by them. Ours is float32 and stops within "
-        f"{WITHIN:g} of the least loss by its own estimate; scikit-learn's lbfgs is float64. "
+        "its tolerance of the least loss by its own estimate; scikit-learn's lbfgs is float64, and "
+        f"tells the least (at a tolerance of {LEAST:g}). "
         f"Medians of interleaved rounds; the loop runs {len(fits)} of the fits per round, "
         "penalties alike, and is extrapolated; `OPENBLAS_NUM_THREADS` is "
         f"{os.environ.get('OPENBLAS_NUM_THREADS', 'not set')}. Accuracy on "
