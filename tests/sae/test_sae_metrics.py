@@ -140,7 +140,7 @@ def test_recovery_of_known_directions():
     np.testing.assert_allclose(sae.recovery(truth[::-1], truth)["mmcs"], 1)
     assert perfect["mmcs"] < 0.5  # they point the other way
     doubled = sae.recovery(truth[[0, 0, 1, 1]], truth[:2])
-    assert doubled == {"mcc": 1.0, "mmcs": 1.0, "uniqueness": 0.5}
+    assert doubled == pytest.approx({"mcc": 1.0, "mmcs": 1.0, "uniqueness": 0.5})
     with pytest.raises(ValueError, match="Directions"):
         sae.recovery(truth[:, :5], truth)
 
