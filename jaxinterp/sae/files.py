@@ -10,8 +10,9 @@ from typing import Any
 from jaxinterp.files import whole_folder
 from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json
+from jaxinterp.sae.arrays import assembled, host, read_tensors, write_json, write_tensors
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
-from jaxinterp.sae.forms import FORMS, assembled, host, read_tensors, write_json, write_tensors
+from jaxinterp.sae.forms import FORMS
 
 ARRAYS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
 

@@ -6,7 +6,6 @@ library has folded into its weights stay folded, and those it applies while runn
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,20 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxinterp.loading.errors import LoadError
-from jaxinterp.loading.reading import read_json
 from jaxinterp.loading.torch_file import read_torch, write_torch
 from jaxinterp.model.sites import SITES, parse
-from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
-
-Arrays = dict[str, np.ndarray]
-
-
-def whole_k(d: Dictionary) -> int:
-    """k as other libraries' files hold it. Raises ``ValueError`` where it is not whole."""
-    k = float(d.k)
-    if k % 1:
-        raise ValueError(f"k={k}: other libraries' files hold whole numbers only.")
-    return int(k)
+from jaxinterp.sae.arrays import (
+    as_jump,
+    build,
+    host,
+    read_config,
+    read_tensors,
+    refuse,
+    whole_k,
+    with_subtraction,
+    without_subtraction,
+    write_json,
+    write_tensors,
+)
+from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 
 
 class Form(NamedTuple):
@@ -37,100 +38,6 @@ class Form(NamedTuple):
     file: str
     read: Callable[[Path], Dictionary]
     write: Callable[[Path, Dictionary], None]
-
-
-def build(
-    arrays: Mapping[str, Any], where: Path, *, k: Any = None, **fields: Any
-) -> Dictionary:  # fmt: skip
-    """A dictionary of one layer, of arrays under our names; the widths are theirs."""
-    given = {n: np.asarray(a, np.float32) for n, a in arrays.items() if a is not None}
-    for name in ("W_enc", "W_dec"):
-        if name not in given or given[name].ndim != 2:
-            raise LoadError(f"{where} has no matrix {name}.")
-    d_in, n_features = given["W_enc"].shape
-    config = DictionaryConfig(d_in, n_features, d_out=given["W_dec"].shape[1], **fields)
-    if config.activation == "jumprelu":
-        threshold = given.get("threshold", np.zeros(0, np.float32))
-        if threshold.size == 1:
-            given["threshold"] = np.full(n_features, threshold.item(), np.float32)
-    return assembled(given, config, where, k)
-
-
-def assembled(
-    arrays: Mapping[str, np.ndarray], config: DictionaryConfig, where: Path, k: Any = None
-) -> Dictionary:
-    """The dictionary of arrays under our names.
-
-    Raises `LoadError` for arrays that are missing, of other shapes, or not finite.
-    """
-    more = sorted(set(arrays) - set(config.shapes))
-    if more:
-        raise LoadError(
-            f"{where} has {more[0]}, which a {config.kind} with {config.activation} has not: is "
-            "the config another's?"
-        )
-    for name, shape in config.shapes.items():
-        if name not in arrays or arrays[name].shape != shape:
-            found = list(arrays[name].shape) if name in arrays else "nothing"
-            raise LoadError(f"{where}: {name} is {found}, expected {list(shape)}.")
-        if not np.isfinite(arrays[name]).all():
-            raise LoadError(f"{where}: {name} has values that are not finite.")
-    return Dictionary(Parameters(**{n: arrays[n] for n in config.shapes}), config, k)
-
-
-def host(d: Dictionary) -> Arrays:
-    """The arrays there are, float32."""
-    return {
-        name: np.asarray(value, np.float32)
-        for name, value in vars(d.params).items() if value is not None
-    }  # fmt: skip
-
-
-def refuse(form: str, d: Dictionary, kinds: tuple[str, ...], activations: tuple[str, ...]) -> None:
-    """Raises ``ValueError`` where a form has no place for a dictionary."""
-    c = d.config
-    if c.kind not in kinds or c.activation not in activations:
-        raise ValueError(
-            f"The form {form!r} holds {' or '.join(kinds)} dictionaries with "
-            f"{', '.join(activations)}; this is a {c.kind} with {c.activation}."
-        )
-
-
-def as_jump(d: Dictionary) -> Dictionary:
-    """A BatchTopK's, with its threshold, as the JumpReLU that it is once trained."""
-    c, p = d.config, d.params
-    if c.activation != "batch_topk":
-        return d
-    threshold = np.full(c.n_features, np.asarray(p.threshold), np.float32)
-    fields = {**vars(c), "activation": "jumprelu", "prefixes": ()}
-    return Dictionary(p.replace(threshold=threshold), DictionaryConfig(**fields))
-
-
-def read_tensors(path: Path) -> Arrays:
-    """A safetensors file. Raises `LoadError` where it is damaged."""
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise LoadError(f"{path} cannot be read ({error}): fetch it again.") from error
-
-
-def _config(path: Path) -> dict[str, Any]:
-    """A JSON file that must be there: without it numbers may mean anything."""
-    if not path.is_file():
-        raise LoadError(f"There is no {path}: it says what the numbers beside it mean.")
-    return read_json(path)
-
-
-def write_tensors(path: Path, arrays: Arrays) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({n: np.array(a, order="C") for n, a in arrays.items()}, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
 
 # SAELens ------------------------------------------------------------------------------------------
@@ -163,7 +70,7 @@ def _site(hook: Any) -> dict[str, Any]:
 
 
 def read_saelens(folder: Path) -> Dictionary:
-    cfg, path = _config(folder / "cfg.json"), folder / "sae_weights.safetensors"
+    cfg, path = read_config(folder / "cfg.json"), folder / "sae_weights.safetensors"
     about = cfg.get("metadata") or cfg  # before version 6 everything is flat
     architecture = cfg.get("architecture", "standard")
     activation = cfg.get("activation_fn", cfg.get("activation_fn_str", "relu"))
@@ -260,21 +167,8 @@ def write_gemma_scope(folder: Path, d: Dictionary) -> None:
     np.savez(folder / "params.npz", **arrays)  # type: ignore[arg-type]
 
 
-def without_subtraction(d: Dictionary) -> Dictionary:
-    """The same function for a library that never subtracts b_dec: b_enc takes it in."""
-    c, p = d.config, d.params
-    if not c.subtract_bias:
-        return d
-    moved = np.asarray(p.b_dec, np.float64) @ np.asarray(p.W_enc, np.float64)
-    more = {}
-    if c.activation == "gated":
-        more = {"b_mag": np.asarray(p.b_mag - moved * np.exp(p.r_mag), np.float32)}
-    params = p.replace(b_enc=np.asarray(p.b_enc - moved, np.float32), **more)
-    return Dictionary(params, DictionaryConfig(**{**vars(c), "subtract_bias": False}), d.k)
-
-
 def read_gemma_scope_2(folder: Path) -> Dictionary:
-    cfg, path = _config(folder / "config.json"), folder / "params.safetensors"
+    cfg, path = read_config(folder / "config.json"), folder / "params.safetensors"
     names = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": "W_skip"}
     arrays = {names.get(n, n): a for n, a in read_tensors(path).items()}
     skip = "W_skip" in arrays
@@ -325,7 +219,7 @@ LEARNED = {  # dict_class: activation, and its names for ours
 
 
 def read_dictionary_learning(folder: Path) -> Dictionary:
-    cfg, path = _config(folder / "config.json").get("trainer", {}), folder / "ae.pt"
+    cfg, path = read_config(folder / "config.json").get("trainer", {}), folder / "ae.pt"
     kind = str(cfg.get("dict_class"))
     if kind not in LEARNED:
         raise LoadError(f"{folder} holds a {kind}, expected one of {', '.join(LEARNED)}.")
@@ -403,22 +297,11 @@ def write_dictionary_learning(folder: Path, d: Dictionary) -> None:
     write_json(folder / "config.json", {"trainer": trainer, "buffer": {}})
 
 
-def with_subtraction(d: Dictionary) -> Dictionary:
-    """The same function for a library that always subtracts b_dec: b_enc gives it back."""
-    c, p = d.config, d.params
-    negated = Dictionary(
-        p.replace(b_dec=-np.asarray(p.b_dec)),
-        DictionaryConfig(**{**vars(c), "subtract_bias": True}), d.k,
-    )  # fmt: skip
-    moved = without_subtraction(negated).params.replace(b_dec=p.b_dec)
-    return Dictionary(moved, negated.config, d.k)
-
-
 # sparsify -----------------------------------------------------------------------------------------
 
 
 def read_sparsify(folder: Path) -> Dictionary:
-    cfg, path = _config(folder / "cfg.json"), folder / "sae.safetensors"
+    cfg, path = read_config(folder / "cfg.json"), folder / "sae.safetensors"
     if cfg.get("activation", "topk") != "topk":
         raise LoadError(f"{folder} has the activation {cfg['activation']!r}, expected 'topk'.")
     found = read_tensors(path)
