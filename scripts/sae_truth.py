@@ -64,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     make = sae.synthetic(args.features, args.dimensions)
-    x, true = jax.jit(make, static_argnums=1)(jax.random.key(10**6), 20_000)
+    x, true = jax.jit(lambda key: make(key, 20_000))(jax.random.key(10**6))
     x, true = np.asarray(x), np.asarray(true)
     lines = [
         "# Dictionaries against known features", "",

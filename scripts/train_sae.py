@@ -27,6 +27,8 @@ from tqdm import tqdm
 import jaxinterp as ji
 from jaxinterp import corpora, sae
 
+DENSITY = 0.003  # of the features that are described: neither rare nor dense
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -54,8 +56,8 @@ def main() -> None:
     store, harvested = harvested_store(args, model, tokenizer, config)
     found, trained = dictionary(args, store, config)
     rows = corpora.read_lines(args.held_out or ji.fetch("wikitext-2") / "test.raw.gz")
-    blocks = corpora.packed(rows, tokenizer, args.length, 4)
-    held = list(itertools.islice(blocks, args.blocks // 4))
+    blocks = corpora.packed(rows, tokenizer, args.length, 8)
+    held = list(itertools.islice(blocks, args.blocks // 8))
     lines = [
         f"# A sparse autoencoder of {model.name}", "",
         f"The stream after block {args.layer}: {args.width} features of BatchTopK with k = "
@@ -168,7 +170,8 @@ def described(
     """Five features: their examples, the tokens they write, what ablating them does."""
     x = [np.asarray(sae.values_at(model, t, d.config, first=False)[0]) for t in held]
     density = sae.reconstruction(d, x).density.values
-    middling = np.flatnonzero((density > 5e-4) & (density < 1e-2))
+    alive = np.flatnonzero(density)
+    middling = alive[np.argsort(abs(np.log(density[alive] / DENSITY)))][:200]
     chosen = np.sort(np.random.default_rng(args.seed).choice(middling, 5, replace=False))
     top = sae.top_examples(
         model, d, held, features=chosen, k=5, window=(8, 2), tokenizer=tokenizer,
@@ -177,7 +180,8 @@ def described(
     wrote = sae.written_tokens(model, d, chosen, k=6, tokenizer=tokenizer)
     lines = [
         "## Five features", "",
-        "Drawn at random of those active on 0.05% to 1% of the held-out tokens. Ablation: the "
+        f"Drawn at random of the {len(middling)} whose density on held-out tokens is nearest to "
+        f"{DENSITY:.1%}. Ablation: the "
         "change of the next token's loss, in nats, at the tokens where the feature is active, "
         "without it; beside it five other features of about the same density, each at its own "
         "tokens.", "",

@@ -112,12 +112,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, arrays: Arrays) -> None:
+    """A safetensors file of arrays, whatever their strides."""
     from safetensors.numpy import save_file
 
     save_file({n: np.array(a, order="C") for n, a in arrays.items()}, path)
 
 
 def write_json(path: Path, value: Any) -> None:
+    """A readable JSON file."""
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
 

@@ -70,6 +70,7 @@ def _site(hook: Any) -> dict[str, Any]:
 
 
 def read_saelens(folder: Path) -> Dictionary:
+    """cfg.json and sae_weights.safetensors, of version 6 or the flat ones before."""
     cfg, path = read_config(folder / "cfg.json"), folder / "sae_weights.safetensors"
     about = cfg.get("metadata") or cfg  # before version 6 everything is flat
     architecture = cfg.get("architecture", "standard")
@@ -122,6 +123,7 @@ def read_saelens(folder: Path) -> Dictionary:
 
 
 def write_saelens(folder: Path, d: Dictionary) -> None:
+    """A folder for ``SAE.load_from_disk``."""
     refuse("saelens", d, ("sae", "transcoder"), ("relu", "gated", "topk", "batch_topk", "jumprelu"))
     d = as_jump(d)
     c, arrays = d.config, host(d)
@@ -152,6 +154,7 @@ def write_saelens(folder: Path, d: Dictionary) -> None:
 
 
 def read_gemma_scope(folder: Path) -> Dictionary:
+    """params.npz: a JumpReLU that does not subtract b_dec."""
     path = folder / "params.npz"
     try:
         with open(path, "rb") as raw, np.load(raw) as file:
@@ -162,12 +165,14 @@ def read_gemma_scope(folder: Path) -> Dictionary:
 
 
 def write_gemma_scope(folder: Path, d: Dictionary) -> None:
+    """params.npz, with b_enc making up for a subtraction."""
     refuse("gemma-scope", d, ("sae",), ("jumprelu", "batch_topk"))
-    arrays = host(without_subtraction(as_jump(d)))
-    np.savez(folder / "params.npz", **arrays)  # type: ignore[arg-type]
+    arrays: dict[str, Any] = {**host(without_subtraction(as_jump(d)))}
+    np.savez(folder / "params.npz", **arrays)
 
 
 def read_gemma_scope_2(folder: Path) -> Dictionary:
+    """config.json and params.safetensors; a transcoder where the two hook points differ."""
     cfg, path = read_config(folder / "config.json"), folder / "params.safetensors"
     names = {"w_enc": "W_enc", "w_dec": "W_dec", "affine_skip_connection": "W_skip"}
     arrays = {names.get(n, n): a for n, a in read_tensors(path).items()}
@@ -183,6 +188,7 @@ def read_gemma_scope_2(folder: Path) -> Dictionary:
 
 
 def write_gemma_scope_2(folder: Path, d: Dictionary) -> None:
+    """config.json and params.safetensors."""
     refuse("gemma-scope-2", d, ("sae", "transcoder"), ("jumprelu", "batch_topk"))
     if d.config.kind == "transcoder" and not d.config.target:
         raise ValueError("gemma-scope-2 tells a transcoder by its target: set the config's.")
@@ -219,6 +225,7 @@ LEARNED = {  # dict_class: activation, and its names for ours
 
 
 def read_dictionary_learning(folder: Path) -> Dictionary:
+    """ae.pt and config.json, as that library's ``load_dictionary`` reads them."""
     cfg, path = read_config(folder / "config.json").get("trainer", {}), folder / "ae.pt"
     kind = str(cfg.get("dict_class"))
     if kind not in LEARNED:
@@ -264,6 +271,7 @@ def _submodule(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write_dictionary_learning(folder: Path, d: Dictionary) -> None:
+    """A folder for ``load_dictionary``."""
     refuse("dictionary-learning", d, ("sae",), ("relu", "gated", "topk", "batch_topk", "jumprelu"))
     c = d.config
     unit = np.allclose(np.linalg.norm(d.params.W_dec, axis=-1), 1, atol=1e-8)
@@ -301,6 +309,7 @@ def write_dictionary_learning(folder: Path, d: Dictionary) -> None:
 
 
 def read_sparsify(folder: Path) -> Dictionary:
+    """cfg.json and sae.safetensors: TopK, which subtracts b_dec unless it transcodes."""
     cfg, path = read_config(folder / "cfg.json"), folder / "sae.safetensors"
     if cfg.get("activation", "topk") != "topk":
         raise LoadError(f"{folder} has the activation {cfg['activation']!r}, expected 'topk'.")
@@ -321,6 +330,7 @@ def read_sparsify(folder: Path) -> Dictionary:
 
 
 def write_sparsify(folder: Path, d: Dictionary) -> None:
+    """A folder for ``SparseCoder.load_from_disk``."""
     refuse("sparsify", d, ("sae", "transcoder"), ("topk",))
     c = d.config
     if c.d_in != c.d_out:
@@ -355,6 +365,7 @@ def _layer_file(folder: Path) -> Path:
 
 
 def read_circuit_tracer(folder: Path) -> Dictionary:
+    """One layer_N.safetensors of a set of transcoders."""
     path = _layer_file(folder)
     found = read_tensors(path)
     arrays = {**found, "W_enc": found["W_enc"].T}
@@ -369,6 +380,7 @@ def read_circuit_tracer(folder: Path) -> Dictionary:
 
 
 def write_circuit_tracer(folder: Path, d: Dictionary) -> None:
+    """layer_N.safetensors, N the layer of the config."""
     refuse("circuit-tracer", d, ("transcoder",), ("relu", "jumprelu", "batch_topk"))
     d = as_jump(d)
     arrays = host(d)

@@ -65,11 +65,15 @@ class Recipe:
         rise, fall = max(1, round(self.warmup * self.steps)), max(1, round(self.decay * self.steps))
         return jnp.minimum(1, (step + 1) / rise) * jnp.minimum(1, (self.steps - step) / fall)
 
+    def revival(self, config: DictionaryConfig) -> float:
+        """The coefficient of the loss that revives dead features."""
+        if self.revive is not None:
+            return self.revive
+        return 1 / 32 if config.activation in TOPK else 0.0
+
     def pressure(self, config: DictionaryConfig, member: Member, step: Any) -> Pressure:
         """The loss's coefficients at a step."""
-        revive = self.revive
-        if revive is None:
-            revive = 1 / 32 if config.activation in TOPK else 0.0
+        revive = self.revival(config)
         rise = max(1, round(self.sparsity_warmup * self.steps))
         begin = self.anneal * self.steps
         done = jnp.clip((step - begin) / max(1.0, self.steps - begin), 0, 1)
@@ -269,8 +273,11 @@ def advance(
         return lambda: jax.vmap(run, in_axes=(0, 0, None, None))(states, members, x, y)
 
     # Outside the vmap, where a condition leaves work out: mostly no feature of any member is dead.
-    some_dead = (states.silent >= recipe.dead_after).any()
-    states, seen = jax.lax.cond(some_dead, moved(True), moved(False))
+    if recipe.revival(states.dictionary.config):
+        some_dead = (states.silent >= recipe.dead_after).any()
+        states, seen = jax.lax.cond(some_dead, moved(True), moved(False))
+    else:
+        states, seen = moved(False)()
     return states, source, seen
 
 
