@@ -21,7 +21,10 @@ try:
 except ImportError:  # the tests of the caller's end
     torch = None
 
-PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
+PACKAGES = (
+    "torch", "transformers", "transformer-lens", "nnsight", "dictionary-learning", "sae-lens",
+    "numpy",
+)  # fmt: skip
 
 
 class Server:
@@ -32,6 +35,7 @@ class Server:
         self.tokenizer: Any = None
         self._bridge: Any = None
         self._nnsight: Any = None
+        self._trainers: dict[int, Any] = {}
 
     def about(self) -> dict[str, Any]:
         """Versions of what matters and is there, and the number of threads."""
@@ -225,6 +229,27 @@ class Server:
         np.savez(outputs, new=runs[-1][0])
         return {"seconds": [seconds for _, seconds in runs], "peak_rss": peak_rss()}
 
+    def new_dictionary(self, library: str, member: int, **fields: Any) -> dict[str, Any]:
+        """Begin to train a dictionary; fields of `torch_dictionaries.Learned`."""
+        from torch_dictionaries import KINDS
+
+        self._trainers[member] = KINDS[library](**fields)
+        return {}
+
+    def train_dictionary(self, member: int, path: str, first: int, steps: int) -> dict[str, Any]:
+        """Seconds of so many of its steps, on batches of a file [N B D] from ``first`` on."""
+        batches, trainer = np.load(path, mmap_mode="r"), self._trainers[member]
+        held = [torch.tensor(batches[(first + i) % len(batches)]) for i in range(steps)]
+        with torch.enable_grad():
+            _, seconds = timed(lambda: [trainer.step(x) for x in held])
+        return {"seconds": seconds}
+
+    def reconstruct(self, member: int, inputs: str, outputs: str) -> dict[str, Any]:
+        """Its reconstruction of ``x`` [B D]: the most active features of the whole batch."""
+        with np.load(inputs) as arrays:
+            np.savez(outputs, y=self._trainers[member].reconstruct(torch.tensor(arrays["x"])))
+        return {}
+
 
 def long_arrays(path: str) -> dict[str, Any]:
     """The arrays of a file, as indices."""
@@ -274,6 +299,7 @@ def without_gradients() -> Any:
 
 REQUESTS = (
     "about", "load", "tokenize", "threads", "matmul", "forward", "sweep", "capture", "generate",
+    "new_dictionary", "train_dictionary", "reconstruct",
 )  # fmt: skip
 
 if __name__ == "__main__":

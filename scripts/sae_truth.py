@@ -29,11 +29,11 @@ ROWS = ("f1", "mcc", "mmcs", "uniqueness", "explained", "shrinkage", "dead", "l0
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """fields: of the config; recipe: of the recipe; knob: what sets its L0."""
+    """fields: of the config; training: of the training; knob: what sets its L0."""
 
     knob: str
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def variants(width: int) -> dict[str, Variant]:
@@ -97,17 +97,17 @@ def trained(
 ) -> tuple[sae.Dictionary, ...]:
     """One front: a member for each value of the knob, each of its own seed."""
     config = sae.DictionaryConfig(args.dimensions, args.width, **variant.fields)
-    recipe = sae.Recipe(
-        args.steps, dead_after=100 * args.batch, k_revive=args.dimensions // 2, **variant.recipe
+    training = sae.TrainingConfig(
+        args.steps, dead_after=100 * args.batch, k_aux=args.dimensions // 2, **variant.training
     )
-    member = sae.Member(
+    member = sae.Hyperparameters(
         learning_rate=args.learning_rate, seed=np.arange(len(knob)),
         **({"sparsity": 1.0} if variant.knob == "target_l0" else {}) | {variant.knob: knob},
     )  # fmt: skip
     sample = np.concatenate(list(itertools.islice(sae.batches(make, args.batch, seed=1), 8)))
     with tqdm(total=args.steps, desc=name, unit=" steps") as bar:
         found = sae.train(
-            config, sae.batches(make, args.batch), recipe, member,
+            config, sae.batches(make, args.batch), training, member,
             scaling=sae.measure_scaling(sample, sample),
             on_step=lambda step, seen: bar.update(step + 1 - bar.n),
         )  # fmt: skip

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
@@ -97,7 +96,7 @@ def dictionary(args: Any, store: sae.Store, config: Any) -> tuple[sae.Dictionary
 
         found = sae.train(
             config, store.batches(args.batch, seed=args.seed),
-            sae.Recipe(steps, dead_after=200_000), sae.Member(
+            sae.TrainingConfig(steps, dead_after=200_000), sae.Hyperparameters(
                 k=args.k, learning_rate=args.learning_rate, seed=args.seed
             ),
             scaling=sae.measure_scaling(sample, sample), folder=args.out / "checkpoint",
@@ -124,14 +123,13 @@ def measured(args: Any, model: Any, store: Any, d: sae.Dictionary, held: list[An
     for name, one in rivals.items():
         own, loss = sae.reconstruction(one, x), sae.loss_recovered(model, one, held, mean)
         lines.append(
-            f"| {name} | {float(own.l0):.1f} | {float(own.explained):.3f} | "
-            f"{loss['recovered_zero']:.3f} | {loss['recovered_mean']:.3f} | "
-            f"{loss['dictionary']:.3f} | {float(own.dead):.1%} | {float(own.shrinkage):.3f} |"
+            f"| {name} | {own.l0:.1f} | {own.explained:.3f} | {loss.recovered_zero:.3f} | "
+            f"{loss.recovered_mean:.3f} | {loss.dictionary:.3f} | {own.dead:.1%} | "
+            f"{own.shrinkage:.3f} |"
         )
     lines += [
-        "", f"The model's own loss is {loss['original']:.3f}; with zero in place "
-        f"{loss['zero']:.3f}, with the mean {loss['mean']:.3f}. Dead: never active on the held-out "
-        "tokens.",
+        "", f"The model's own loss is {loss.original:.3f}; with zero in place {loss.zero:.3f}, "
+        f"with the mean {loss['mean']:.3f}. Dead: never active on the held-out tokens.",
     ]  # fmt: skip
     return lines
 
@@ -181,22 +179,23 @@ def described(
     lines = [
         "## Five features", "",
         f"Drawn at random of the {len(middling)} whose density on held-out tokens is nearest to "
-        f"{DENSITY:.1%}. Ablation: the "
-        "change of the next token's loss, in nats, at the tokens where the feature is active, "
-        "without it; beside it five other features of about the same density, each at its own "
-        "tokens.", "",
+        f"{DENSITY:.1%}. Ablation: by how much the text's loss rises without the feature, in nats "
+        "for each token at which it is active; beside it twenty random ones of these features.",
+        "",
     ]  # fmt: skip
-    for feature in tqdm(chosen, desc="features", unit=" features"):
-        near = middling[np.argsort(abs(np.log(density[middling] / density[feature])))]
-        others = [int(f) for f in near if f != feature][:5]
-        own = ablated(model, d, int(feature), held)
-        rival = [ablated(model, d, f, held) for f in others]
+    rivals = np.setdiff1d(middling, chosen)
+    rivals = np.random.default_rng(args.seed).choice(rivals, min(20, len(rivals)), replace=False)
+    effect = ablated(model, d, held, [*chosen, *rivals])
+    random = effect.sel(feature=rivals)
+    for feature in chosen:
+        own = effect.sel(feature=feature)
         lines += [
             f"### {feature}", "",
             f"Active on {density[feature]:.2%} of tokens. Raises "
             + quoted(wrote.text.sel(feature=feature, end="raised").values) + "; lowers "
             + quoted(wrote.text.sel(feature=feature, end="lowered").values) + ".",
-            f"Ablation: {own:+.3f} (others {min(rival):+.3f} to {max(rival):+.3f}).", "",
+            f"Ablation: {own:+.3f} (random features: median {float(random.median()):+.3f}, "
+            f"{float(random.min()):+.3f} to {float(random.max()):+.3f}).", "",
             *(
                 f"- {float(top.value.sel(feature=feature, rank=r)):.1f}: "
                 f"`{top.text.sel(feature=feature, rank=r).item()!r}`"
@@ -206,29 +205,18 @@ def described(
     return lines
 
 
+def ablated(model: Any, d: sae.Dictionary, held: list[Any], features: Any) -> Any:
+    """The rise of the loss by feature, in nats per token at which it is active."""
+    tokens = np.concatenate([np.asarray(t.ids) for t in held])
+    with tqdm(total=len(features) * len(tokens), desc="ablation", unit=" runs") as bar:
+        found = sae.feature_effects(
+            model, d, tokens, features, factors=(0.0,), batch=4, on_done=bar.update
+        )
+    return found.sel(factor=0.0).sum("prompt") / found.active.sum("prompt")
+
+
 def quoted(texts: Any) -> str:
     return ", ".join(f"`{text}`" for text in texts)
-
-
-def ablated(model: Any, d: sae.Dictionary, feature: int, held: list[Any]) -> float:
-    """The mean change of the loss at the tokens where a feature is active, when it is ablated."""
-    changes = [np.asarray(change(model, d, t, jnp.int32(feature))) for t in held]
-    return float(np.concatenate([c[~np.isnan(c)] for c in changes]).mean())
-
-
-@jax.jit
-def change(model: Any, d: sae.Dictionary, tokens: Any, feature: Any) -> Any:
-    """[B P-1]: the change of the next token's loss; NaN where the feature is silent."""
-    site, (layer,) = d.config.site, d.config.layers
-    edit = ji.apply(site, sae.FeatureEdit(d, feature, 0.0, "scale"), layer=layer)
-    plain, without = ji.forward(model, tokens, record=(site,)), ji.forward(model, tokens, edit)
-    active = d.encode(plain.activations[site][layer])[..., feature] > 0
-
-    def loss(out: Any) -> Any:
-        logp = jax.nn.log_softmax(out.logits[:, :-1])
-        return -jnp.take_along_axis(logp, tokens.ids[:, 1:, None], 2)[..., 0]
-
-    return jnp.where(active[:, :-1], loss(without) - loss(plain), jnp.nan)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,33 @@ from jaxinterp.sae.edits import (
     scale_features,
     set_features,
 )
-from jaxinterp.sae.features import nearest, top_examples, written_tokens
+from jaxinterp.sae.features import feature_effects, nearest, top_examples, written_tokens
 from jaxinterp.sae.files import load, save
 from jaxinterp.sae.harvest import Harvest, harvest, values_at
-from jaxinterp.sae.losses import Parts, Pressure, loss
-from jaxinterp.sae.metrics import Substitute, detection, loss_recovered, reconstruction, recovery
+from jaxinterp.sae.losses import LossCoefficients, Parts, loss
+from jaxinterp.sae.metrics import detection, loss_recovered, reconstruction, recovery
 from jaxinterp.sae.run import Trained, train
 from jaxinterp.sae.scaling import Scaling, fold, geometric_median
 from jaxinterp.sae.scaling import measure as measure_scaling
 from jaxinterp.sae.store import Store, harvest_to, open_store
 from jaxinterp.sae.synthetic import Synthetic, batches, synthetic
-from jaxinterp.sae.training import Given, Member, Recipe, State, advance, start, update
+from jaxinterp.sae.training import (
+    Given,
+    Hyperparameters,
+    State,
+    TrainingConfig,
+    advance,
+    start,
+    update,
+)
 
 __all__ = [
-    "Code", "Dictionary", "DictionaryConfig", "FeatureEdit", "Given", "Harvest", "Member",
-    "Parameters", "Parts", "Pressure", "Recipe", "Scaling", "Splice", "State", "Store",
-    "Substitute", "Synthetic", "Trained", "add_to_features", "advance", "attribute_features",
-    "batches", "decode", "detection", "encode", "fold", "geometric_median", "harvest",
-    "harvest_to", "load", "loss", "loss_recovered", "measure_scaling", "nearest",
-    "open_store", "reconstruction", "recovery", "save", "scale_features", "set_features", "start",
-    "synthetic", "top_examples", "train", "update", "values_at", "written_tokens",
+    "Code", "Dictionary", "DictionaryConfig", "FeatureEdit", "Given", "Harvest",
+    "Hyperparameters", "LossCoefficients", "Parameters", "Parts", "Scaling", "Splice", "State",
+    "Store", "Synthetic", "Trained", "TrainingConfig", "add_to_features", "advance",
+    "attribute_features", "batches", "decode", "detection", "encode", "feature_effects", "fold",
+    "geometric_median", "harvest", "harvest_to", "load", "loss", "loss_recovered",
+    "measure_scaling", "nearest", "open_store", "reconstruction", "recovery", "save",
+    "scale_features", "set_features", "start", "synthetic", "top_examples", "train", "update",
+    "values_at", "written_tokens",
 ]  # fmt: skip

@@ -12,6 +12,8 @@ In the last, features of layer l (the first axis) write to layers m >= l (the se
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from typing import Any, NamedTuple
 
 import jax
@@ -102,6 +104,25 @@ class DictionaryConfig:
     @property
     def feature_axes(self) -> tuple[int, ...]:
         return (-2, -1) if self.kind == "cross_layer" else (-1,)
+
+    @property
+    def write_axes(self) -> tuple[int, ...]:
+        """W_dec's axes over all that one feature writes."""
+        return {"crosscoder": (0, -1), "cross_layer": (1, -1)}.get(self.kind, (-1,))
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The site and the layer that an SAE reads and writes.
+
+        Raises ``ValueError`` for other kinds, and where the config does not say.
+        """
+        if self.kind != "sae" or not self.site or len(self.layers) != 1:
+            raise ValueError(
+                f"An SAE that reads and writes one site of one layer is needed; this is a "
+                f"{self.kind} at {self.site or 'no site'}, layers {self.layers}: the config's "
+                "site and layers tell (sae.load takes them too)."
+            )
+        return self.site, self.layers[0]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -221,9 +242,7 @@ def written(d: Dictionary) -> jax.Array:
 def decoder_norms(d: Dictionary) -> jax.Array:
     """How much a feature writes, [F] or [L F]: the norm of its row, summed over layers."""
     norms = jnp.linalg.norm(written(d), axis=-1)
-    return (
-        norms.sum({"crosscoder": 0, "cross_layer": 1}[d.config.kind]) if d.config.layered else norms
-    )
+    return norms.sum(d.config.write_axes[0]) if d.config.layered else norms
 
 
 @jax.custom_jvp
@@ -254,6 +273,15 @@ def _step_jvp(primals: Any, tangents: Any) -> Any:
 
 def _window(pre: jax.Array, threshold: jax.Array, bandwidth: float) -> jax.Array:
     return (jnp.abs(pre - threshold) < bandwidth / 2).astype(pre.dtype)
+
+
+def described(d: Dictionary) -> str:
+    """What a result's claim says of a dictionary: its config, and a digest of its numbers."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves((d.params, d.k)):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    fields = {name: value for name, value in vars(d.config).items() if value}
+    return json.dumps({**fields, "digest": digest.hexdigest()[:16]})
 
 
 def chosen_features(d: Dictionary, features: Any) -> np.ndarray:

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinterp.interventions import Edit, Shared, apply, replace, unshare
-from jaxinterp.metrics import Metric, check_metric, evaluate
+from jaxinterp.interventions import Edit, Shared, apply, unshare
+from jaxinterp.metrics import Metric, check_metric
 from jaxinterp.model import Model, as_tokens, forward
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.results import claim
-from jaxinterp.sae.dictionary import Dictionary, chosen_features
+from jaxinterp.sae.dictionary import Dictionary, chosen_features, described
+from jaxinterp.sae.gradients import slopes
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -54,9 +55,12 @@ class FeatureEdit(struct.PyTreeNode):
 def scale_features(
     d: Dictionary, features: Any, factor: Any = 0.0, *, position: Any = None
 ) -> Edit:
-    """Multiply features: 0 ablates them, 2 doubles them. features: int, or a grid [E] or [E K].
+    """Multiply features: 0 ablates them, 2 doubles them.
 
-    position: as interventions take it. Raises ``ValueError`` for features that do not exist and a
+    features: one (int); or a grid of experiments, of one feature each [E] or of sets [E K]: to
+    change 3 and 7 at once is a grid of one, [[3, 7]]. position: as interventions take it.
+
+    Raises ``ValueError`` for features that do not exist, amounts that do not fit them, and a
     dictionary that is not an SAE of one site and layer.
     """
     return _edit(d, features, factor, "scale", position)
@@ -74,7 +78,7 @@ def set_features(d: Dictionary, features: Any, values: Any, *, position: Any = N
 
 
 def _edit(d: Dictionary, features: Any, amount: Any, operation: Operation, position: Any) -> Edit:
-    layer = _place(d)
+    site, layer = d.config.place
     features = np.asarray(features)
     n = d.config.n_features
     if (
@@ -84,31 +88,29 @@ def _edit(d: Dictionary, features: Any, amount: Any, operation: Operation, posit
         or features.max() >= n
     ):
         raise ValueError(f"features={features.tolist()}, expected integers from 0 to {n - 1}.")
-    if features.ndim and np.ndim(amount) == 0 and not isinstance(amount, Shared):
-        amount = np.full(len(features), amount, np.float32)
+    if not isinstance(amount, Shared):
+        if np.ndim(amount) and np.shape(amount) not in (features.shape[:1], features.shape):
+            raise ValueError(
+                f"Amounts of shape {list(np.shape(amount))} for features of shape "
+                f"{list(features.shape)}: expected a number, one per experiment, or one per "
+                "feature."
+            )
+        if features.ndim and np.ndim(amount) == 0:
+            amount = np.full(len(features), amount, np.float32)
     edit = FeatureEdit(Shared(d), features, amount, operation)
     if features.ndim == 0:
         edit = edit.replace(dictionary=d, amount=unshare(amount))
-        return apply(d.config.site, edit, layer=layer, position=position)
+        return apply(site, edit, layer=layer, position=position)
     if position is not None and not isinstance(position, Shared):
         position = Shared(np.asarray(position))
-    return apply(d.config.site, edit, layer=np.full(len(features), layer), position=position)
-
-
-def _place(d: Dictionary) -> int:
-    c = d.config
-    if c.kind != "sae" or not c.site or len(c.layers) != 1:
-        raise ValueError(
-            f"Features are edited where an SAE reads and writes; this is a {c.kind} at "
-            f"{c.site or 'no site'}, layers {c.layers}: set the config's site and layers."
-        )
-    return c.layers[0]
+    return apply(site, edit, layer=np.full(len(features), layer), position=position)
 
 
 class Splice(struct.PyTreeNode):
     """A function of a site's values: features and error, each its own or given.
 
-    features [B P F], error [B P D]: None for the run's own.
+    features [B P F], error [B P D]: None for the run's own; a number stands everywhere, and
+    ``error=0.0`` leaves the reconstruction.
     """
 
     dictionary: Any
@@ -118,8 +120,14 @@ class Splice(struct.PyTreeNode):
     def __call__(self, value: jax.Array, at: Any) -> jax.Array:
         d = unshare(self.dictionary)
         own = d.encode(value)
-        error = value - d.decode(own) if self.error is None else at.donor(unshare(self.error))
-        features = own if self.features is None else at.donor(unshare(self.features))
+
+        def given(other: Any, mine: jax.Array) -> jax.Array:
+            if other is None:
+                return mine
+            return jnp.broadcast_to(at.donor(jnp.asarray(unshare(other))), mine.shape)
+
+        features = given(self.features, own)
+        error = given(self.error, value - d.decode(own))
         return (d.decode(features) + error).astype(value.dtype)
 
 
@@ -140,7 +148,7 @@ def attribute_features(
     """
     import xarray as xr
 
-    layer, site = _place(d), d.config.site
+    site, layer = d.config.place
     tokens = as_tokens(tokens)
     check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
@@ -159,25 +167,16 @@ def attribute_features(
     x = of(tokens)
     own = d.encode(x)
     other = jnp.zeros_like(own) if rival is None else d.encode(of(rival))
-    error = x - d.decode(own)
-
-    def slope(at: jax.Array) -> jax.Array:
-        """The gradient [B P D] where the features are ``at`` of the way."""
-
-        def measured(shift: jax.Array) -> jax.Array:
-            value = d.decode(own + at * (other - own)) + error + shift
-            return evaluate(metric, model, tokens, replace(site, value, layer=layer)).sum()
-
-        return jax.grad(measured)(jnp.zeros_like(x))
-
-    slopes = sum(slope(jnp.asarray(i / steps, x.dtype)) for i in range(steps)) / steps
-    change = (other - own)[..., chosen]
-    effect = change * (slopes @ d.params.W_dec[chosen].T)
+    change = other - own
+    line = change @ d.params.W_dec
+    (found,) = slopes(model, tokens, metric, [(site, layer)], [line], steps=steps)
+    effect = change[..., chosen] * (found @ d.params.W_dec[chosen].T)
     effect = np.where(np.asarray(tokens.mask)[..., None], effect, 0)
     return xr.DataArray(
         effect, dims=("prompt", "position", "feature"), coords={"feature": chosen},
         attrs=claim(
             model, method="attribution of features", sites=[site], layer=layer,
             metric=metric.describe(), steps=steps, donor=donor is not None,
+            dictionary=described(d),
         ),
     )  # fmt: skip

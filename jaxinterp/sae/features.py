@@ -11,9 +11,12 @@ import numpy as np
 from flax import struct
 
 from jaxinterp.examples import find_examples, labelled
-from jaxinterp.model import Model, Tokens
+from jaxinterp.grid_runs import Driver, ignore
+from jaxinterp.metrics import Metric, check_metric, cross_entropy, evaluate, of_prompts
+from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.results import claim
-from jaxinterp.sae.dictionary import Dictionary, chosen_features
+from jaxinterp.sae.dictionary import Dictionary, chosen_features, described
+from jaxinterp.sae.edits import scale_features
 from jaxinterp.sae.harvest import site_values
 from jaxinterp.written import tokens_along
 
@@ -63,7 +66,7 @@ def top_examples(
     ``feature``) and refused, as in `jaxinterp.neurons.top_examples`.
     """
     c = d.config
-    if c.layered or len(c.layers) != 1 or not c.site:
+    if c.layered or len(c.layers) != 1 or not c.site:  # a transcoder's features are read as well
         raise ValueError(f"A {c.kind} at {c.site or 'no site'}, layers {c.layers}: one is needed.")
     chosen = chosen_features(d, features)
     kept, seen, n_real = find_examples(
@@ -72,7 +75,7 @@ def top_examples(
     )  # fmt: skip
     attrs = claim(
         model, site=c.site, intervention="none", n_prompts=seen, n_tokens=n_real, order=order,
-        **dict(record or {}),
+        dictionary=described(d), **dict(record or {}),
     )  # fmt: skip
     found = labelled(kept, "feature", list(c.layers), edges, window, tokenizer, attrs)
     return found.isel(layer=0).assign_coords(feature=chosen)
@@ -89,7 +92,64 @@ def written_tokens(
     chosen = chosen_features(d, features)
     return tokens_along(
         model, np.asarray(d.params.W_dec)[chosen], unit="feature", labels=chosen, k=k,
-        tokenizer=tokenizer, attrs=claim(model, layer=list(d.config.layers), intervention="none"),
+        tokenizer=tokenizer, attrs=claim(
+            model, layer=list(d.config.layers), intervention="none", dictionary=described(d)
+        ),
+    )  # fmt: skip
+
+
+def feature_effects(
+    model: Model, d: Dictionary, tokens: Any, features: Sequence[int] | None = None, *,
+    factors: Sequence[float] = (0.0, 2.0), metric: Metric | None = None, first: bool = False,
+    batch: int | None = None, on_done: Callable[[int], None] = ignore,
+    record: Mapping[str, Any] | None = None,
+) -> xr.DataArray:  # fmt: skip
+    """What ablating features (factor 0) and amplifying them does, as one sweep.
+
+    tokens: prompts [B P]. metric: by default the next-token loss in nats, summed over a prompt.
+    first: whether the first token's features change too; dictionaries are trained without it.
+    batch: prompts per program; on_done: called with the number of experiments done.
+
+    Returns the metric's change, dims (feature, factor, prompt); the coordinate ``active`` (feature,
+    prompt) says at how many tokens a feature is active, that is, changes.
+
+    Raises ``ValueError`` for features that do not exist, and a dictionary without a place.
+    """
+    import xarray as xr
+
+    site, layer = d.config.place
+    tokens = as_tokens(tokens)
+    own = cross_entropy() if metric is None else metric
+    check_metric(own, model, tokens)
+    chosen = chosen_features(d, features)
+    grid = scale_features(
+        d, np.repeat(chosen, len(factors)), np.tile(np.asarray(factors, np.float32), len(chosen)),
+        position=None if first else np.arange(tokens.shape[1]) > 0,
+    )  # fmt: skip
+    reader = Features(d, jnp.asarray(chosen), first)
+    driver = Driver.of(model, tokens, (), batch=batch, on_done=on_done)
+
+    def run(rows: np.ndarray) -> np.ndarray:
+        part, each = tokens[rows], of_prompts(own, rows)
+        base = np.asarray(evaluate(each, model, part))
+        active = np.asarray((reader(model, part)[0] > 0).sum(1)).T
+        return np.concatenate([driver.sweep(part, grid, each, None) - base, active])
+
+    found = driver.batches(run, len(chosen) * len(factors))
+    change = found[: -len(chosen)].reshape(len(chosen), len(factors), -1)
+    if metric is None:
+        change = change * (np.asarray(tokens.lengths) - 1)
+    return xr.DataArray(
+        change, dims=("feature", "factor", "prompt"),
+        coords={
+            "feature": chosen, "factor": np.asarray(factors, float),
+            "active": (("feature", "prompt"), found[-len(chosen) :].astype(int)),
+        },
+        attrs=claim(
+            model, method="features scaled", site=site, layer=layer, dictionary=described(d),
+            metric="summed next-token loss" if metric is None else own.describe(), first=first,
+            n_prompts=len(tokens), **dict(record or {}),
+        ),
     )  # fmt: skip
 
 
@@ -109,4 +169,5 @@ def nearest(d: Dictionary, features: Sequence[int] | None = None, *, k: int = 5)
         "other": (("feature", "rank"), order),
         "cosine": (("feature", "rank"), np.take_along_axis(cosines, order, 1)),
     }
-    return xr.Dataset(data, {"feature": chosen, "rank": np.arange(k)})
+    coords = {"feature": chosen, "rank": np.arange(k)}
+    return xr.Dataset(data, coords, {"dictionary": described(d)})

@@ -15,6 +15,7 @@ from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.forms import FORMS
 
 ARRAYS, DESCRIPTION = "dictionary.safetensors", "dictionary.json"
+PLACES = ("kind", "model", "site", "layers", "target")
 
 
 def save(
@@ -43,27 +44,43 @@ def save(
     return path
 
 
-def load(path: str | os.PathLike[str], *, form: str | None = None) -> Dictionary:
+def load(
+    path: str | os.PathLike[str], *, form: str | None = None, **about: Any
+) -> Dictionary:  # fmt: skip
     """Read a dictionary from a folder; which form it has is seen from its files.
 
-    Features come out as the library that wrote it defines them. Raises ``FileNotFoundError``, and
-    `LoadError` for a folder of no known form, one that is damaged, or that asks for what is done
-    there while running (normalising activations).
+    Features come out as the library that wrote it defines them. about: what files of some forms do
+    not tell (``kind``, ``model``, ``site``, ``layers``, ``target``), for the config. Of a set that
+    circuit-tracer keeps in one folder, give each file.
+
+    Raises ``FileNotFoundError``, ``ValueError`` for other fields, and `LoadError` for a folder of
+    no known form, one that is damaged, or that asks for what is done there while running
+    (normalising activations).
     """
     path = Path(path).absolute()
-    if not path.is_dir():
+    if not path.exists():
         raise FileNotFoundError(f"There is no folder {path}.")
+    for name in about:
+        if name not in PLACES:
+            raise ValueError(f"{name}={about[name]!r}: expected some of {', '.join(PLACES)}.")
     if form is None:
         form = _recognised(path)
     if form == "jaxinterp":
-        return _load_own(path)
-    if form not in FORMS:
+        found = _load_own(path)
+    elif form in FORMS:
+        found = FORMS[form].read(path)
+    else:
         raise ValueError(f"form={form!r}, expected one of jaxinterp, {', '.join(FORMS)}.")
-    return FORMS[form].read(path)
+    return found.replace(config=dataclasses.replace(found.config, **about))
 
 
 def _recognised(path: Path) -> str:
     files = {"jaxinterp": ARRAYS, **{name: form.file for name, form in FORMS.items()}}
+    if path.is_file():  # of a set
+        files = {n: file for n, file in files.items() if "*" in file and path.match(file)}
+        if not files:
+            raise LoadError(f"{path} is a file: give the folder that holds it and its config.")
+        return next(iter(files))
     found = [name for name, file in files.items() if any(path.glob(file))]
     if len(found) != 1:
         raise LoadError(

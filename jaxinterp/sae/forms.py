@@ -6,6 +6,7 @@ library has folded into its weights stay folded, and those it applies while runn
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -152,6 +153,24 @@ def write_saelens(folder: Path, d: Dictionary) -> None:
 
 # Gemma Scope --------------------------------------------------------------------------------------
 
+HF_HOOKS = {  # what follows model.layers.N: the site
+    "output": "resid_post", "post_feedforward_layernorm.output": "mlp_out",
+    "post_attention_layernorm.output": "attn_out",
+}  # fmt: skip
+
+
+def _hf_site(hook: str) -> dict[str, Any]:
+    """Our site and layer of the name of a module's output; the name itself where it is no site."""
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", hook)
+    if not found:
+        return _site(hook)
+    return {"site": HF_HOOKS.get(found[2], hook), "layers": (int(found[1]),)}
+
+
+def _hf_hook(c: DictionaryConfig, site: str) -> str:
+    known = {site: hook for hook, site in HF_HOOKS.items()}
+    return f"model.layers.{c.layers[0]}.{known[site]}" if site in known and c.layers else site
+
 
 def read_gemma_scope(folder: Path) -> Dictionary:
     """params.npz: a JumpReLU that does not subtract b_dec."""
@@ -182,8 +201,8 @@ def read_gemma_scope_2(folder: Path) -> Dictionary:
     sae = read == wrote and not skip
     return build(
         arrays, path, activation="jumprelu", skip=skip, kind="sae" if sae else "transcoder",
-        model=str(cfg.get("model_name", "")), target="" if sae else _site(wrote).get("site", wrote),
-        **_site(read),
+        model=str(cfg.get("model_name", "")),
+        target="" if sae else _hf_site(wrote).get("site", wrote), **_hf_site(read),
     )  # fmt: skip
 
 
@@ -197,7 +216,8 @@ def write_gemma_scope_2(folder: Path, d: Dictionary) -> None:
     names = {"W_enc": "w_enc", "W_dec": "w_dec", "W_skip": "affine_skip_connection"}
     write_tensors(folder / "params.safetensors", {names.get(n, n): a for n, a in arrays.items()})
     write_json(folder / "config.json", {
-        "hf_hook_point_in": _hook(c, c.site), "hf_hook_point_out": _hook(c, c.target or c.site),
+        "hf_hook_point_in": _hf_hook(c, c.site),
+        "hf_hook_point_out": _hf_hook(c, c.target or c.site),
         "width": c.n_features, "model_name": c.model, "architecture": "jump_relu",
     })  # fmt: skip
 
@@ -355,18 +375,14 @@ def write_sparsify(folder: Path, d: Dictionary) -> None:
 # circuit-tracer -----------------------------------------------------------------------------------
 
 
-def _layer_file(folder: Path) -> Path:
-    found = sorted(folder.glob("layer_*.safetensors"))
-    if len(found) != 1:
-        raise LoadError(
-            f"{folder} has {len(found)} files layer_*.safetensors: give a folder of one."
-        )
-    return found[0]
-
-
 def read_circuit_tracer(folder: Path) -> Dictionary:
-    """One layer_N.safetensors of a set of transcoders."""
-    path = _layer_file(folder)
+    """A layer_N.safetensors, or a folder with one: a set of transcoders has one for each layer."""
+    path = folder
+    if folder.is_dir():
+        files = sorted(folder.glob("layer_*.safetensors"))
+        if len(files) != 1:
+            raise LoadError(f"{folder} has {len(files)} files layer_*.safetensors: load each file.")
+        (path,) = files
     found = read_tensors(path)
     arrays = {**found, "W_enc": found["W_enc"].T}
     threshold = arrays.pop("activation_function.threshold", None)

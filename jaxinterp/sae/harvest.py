@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxinterp.model import Model, Tokens, as_tokens, embed, run_layers
+from jaxinterp.results import weights_digest
 from jaxinterp.sae.dictionary import DictionaryConfig
 
 
@@ -26,6 +27,11 @@ class Harvest(struct.PyTreeNode):
     key: jax.Array
     config: DictionaryConfig = struct.field(pytree_node=False)
     first: bool = struct.field(pytree_node=False)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What tells it from other sources."""
+        return {"weights": weights_digest(self.model), "first": self.first}
 
     @property
     def kept(self) -> dict[str, jax.Array]:

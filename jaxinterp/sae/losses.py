@@ -1,4 +1,4 @@
-"""What a dictionary is trained to make small: error, sparsity, and the revival of dead features.
+"""What a dictionary is trained to make small: error, sparsity, and AuxK for dead features.
 
 Errors are squared, summed over the width (and layers), averaged over examples.
 """
@@ -24,19 +24,19 @@ from jaxinterp.sae.dictionary import (
 from jaxinterp.sae.selection import keep_largest
 
 
-class Pressure(struct.PyTreeNode):
+class LossCoefficients(struct.PyTreeNode):
     """How hard a loss presses, all of it traced.
 
     sparsity: the penalty's coefficient. exponent: p of sum f^p (1: L1; p-annealing lowers it,
     Karvonen et al. 2024, arXiv:2408.00113), rescaled to the value of p = 1. target_l0: of a
-    JumpReLU's penalty (L0 / target - 1)^2; 0 penalises L0 itself. revive: the coefficient of
-    `revival`, times the targets' variance.
+    JumpReLU's penalty (L0 / target - 1)^2; 0 penalises L0 itself. auxk: the coefficient of
+    `auxk`, times the targets' variance.
     """
 
     sparsity: Any = 0.0
     exponent: Any = 1.0
     target_l0: Any = 0.0
-    revive: Any = 0.0
+    auxk: Any = 0.0
 
 
 class Parts(struct.PyTreeNode):
@@ -47,18 +47,18 @@ class Parts(struct.PyTreeNode):
 
     error: jax.Array
     penalty: jax.Array
-    revival: jax.Array
+    auxk: jax.Array
     l0: jax.Array
     variance: jax.Array
 
 
 def loss(
-    d: Dictionary, x: jax.Array, y: jax.Array, pressure: Pressure, dead: jax.Array | None = None,
-    *, k_revive: int = 0,
+    d: Dictionary, x: jax.Array, y: jax.Array, coefficients: LossCoefficients,
+    dead: jax.Array | None = None, *, k_aux: int = 0,
 ) -> tuple[jax.Array, tuple[Parts, jax.Array]]:  # fmt: skip
     """The loss of examples x with targets y; beside it its `Parts` and the features [B F].
 
-    dead: features [F] (or [L F]) that `revival` acts on, ``k_revive`` of an example's at a time.
+    dead: features [F] (or [L F]) that `auxk` acts on, ``k_aux`` of an example's at a time.
     """
     c = d.config
     code = encode(d, x, together=True)
@@ -66,17 +66,17 @@ def loss(
     main = error
     if c.activation == "gated":
         main = main + gate_error(d, code, x, y)
-    penalty = sparsity(d, code, pressure)
+    penalty = sparsity(d, code, coefficients)
     n = x.shape[0]
     active = (code.features != 0).reshape(n, -1).sum(1).mean(dtype=error.dtype)
     variance = jax.lax.stop_gradient(jnp.square(y - y.mean(0)).reshape(n, -1).sum(1).mean())
-    revived = jnp.zeros_like(error)
-    if dead is not None and k_revive:
+    aux = jnp.zeros_like(error)
+    if dead is not None and k_aux:
         # A share of what is left, in the error's units: the coefficient means what it does where
         # the error is a share of the variance.
-        revived = variance * revival(d, code, rest, dead, k_revive)
-    total = main + pressure.sparsity * penalty + pressure.revive * revived
-    parts = Parts(rest_error(rest), penalty, revived, active, variance)
+        aux = variance * auxk(d, code, rest, dead, k_aux)
+    total = main + coefficients.sparsity * penalty + coefficients.auxk * aux
+    parts = Parts(rest_error(rest), penalty, aux, active, variance)
     return total, (jax.tree.map(jax.lax.stop_gradient, parts), code.features)
 
 
@@ -107,7 +107,7 @@ def gate_error(d: Dictionary, code: Code, x: jax.Array, y: jax.Array) -> jax.Arr
     return rest_error(y - decode(frozen, jax.nn.relu(code.pre), x))
 
 
-def sparsity(d: Dictionary, code: Code, pressure: Pressure) -> jax.Array:
+def sparsity(d: Dictionary, code: Code, coefficients: LossCoefficients) -> jax.Array:
     """The penalty: powers of what active features write, or the (target's) count of them."""
     c, n = d.config, code.features.shape[0]
     if c.activation in ("topk", "batch_topk"):
@@ -115,17 +115,17 @@ def sparsity(d: Dictionary, code: Code, pressure: Pressure) -> jax.Array:
     if c.activation == "jumprelu":
         fires = step(code.pre, d.params.threshold, c.bandwidth)
         l0 = fires.reshape(n, -1).sum(1).mean()
-        wanted = jnp.where(pressure.target_l0 > 0, pressure.target_l0, 1)
-        return jnp.where(pressure.target_l0 > 0, jnp.square(l0 / wanted - 1), l0)
+        wanted = jnp.where(coefficients.target_l0 > 0, coefficients.target_l0, 1)
+        return jnp.where(coefficients.target_l0 > 0, jnp.square(l0 / wanted - 1), l0)
     active = jax.nn.relu(code.pre) if c.activation == "gated" else code.features
     size = active * decoder_norms(d)
     # 0^p has no slope: only what is active counts.
-    powers = jnp.where(size > 0, jnp.where(size > 0, size, 1) ** pressure.exponent, 0).sum() / n
-    # As p falls the pressure should not: the penalty keeps the value that p = 1 gives it.
+    powers = jnp.where(size > 0, jnp.where(size > 0, size, 1) ** coefficients.exponent, 0).sum() / n
+    # As p falls the coefficients should not: the penalty keeps the value that p = 1 gives it.
     return powers * jax.lax.stop_gradient((size.sum() / n) / jnp.maximum(powers, 1e-30))
 
 
-def revival(
+def auxk(
     d: Dictionary, code: Code, rest: jax.Array, dead: jax.Array, k: int
 ) -> jax.Array:  # fmt: skip
     """AuxK (Gao et al. 2024, appendix A.2): dead features model what the others leave.

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from jaxinterp.interventions import apply, replace
 from jaxinterp.metrics import cross_entropy, evaluate
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
-from jaxinterp.sae.dictionary import Dictionary, decode
+from jaxinterp.results import claim
+from jaxinterp.sae.dictionary import Dictionary, decode, described
+from jaxinterp.sae.edits import Splice
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -78,18 +79,9 @@ def _sums(d: Dictionary, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
     }  # fmt: skip
 
 
-class Substitute(struct.PyTreeNode):
-    """A function of values for `jaxinterp.apply`: what a dictionary makes of them."""
-
-    dictionary: Any
-
-    def __call__(self, value: jax.Array, at: Any) -> jax.Array:
-        return self.dictionary(value)
-
-
 def loss_recovered(
     model: Model, d: Dictionary, batches: Iterable[Any], mean: Any, *, first: bool = False
-) -> dict[str, float]:
+) -> xr.Dataset:
     """The model's next-token loss with the dictionary's reconstruction in place, in nats.
 
     batches: tokens [B P] without padding. mean [D]: the site's mean, for mean ablation. first:
@@ -98,26 +90,22 @@ def loss_recovered(
 
     Returns ``original``, ``dictionary``, ``zero`` and ``mean`` losses, ``raw`` = dictionary -
     original, and ``recovered_zero``, ``recovered_mean`` = (ablated - dictionary) / (ablated -
-    original). For an SAE, whose site is where it writes.
+    original), all scalars of a Dataset. For an SAE, whose site is where it writes.
 
     Raises ``ValueError`` for other kinds, and a dictionary without a site and layer.
     """
-    c = d.config
-    if c.kind != "sae" or not c.site or len(c.layers) != 1:
-        raise ValueError(
-            f"loss_recovered takes an SAE with a site and a layer; this is a {c.kind} at "
-            f"{c.site!r}, layers {c.layers}."
-        )
-    layer = c.layers[0]
+    import xarray as xr
+
+    site, layer = d.config.place
     sums, n = np.zeros(4), 0
     for given in batches:
         tokens = as_tokens(given)
         check_tokens(model.config, tokens)
         position = None if first else np.arange(tokens.shape[1]) > 0
         edits = (
-            (), apply(c.site, Substitute(d), layer=layer, position=position),
-            replace(c.site, 0.0, layer=layer, position=position),
-            replace(c.site, np.asarray(mean, np.float32), layer=layer, position=position),
+            (), apply(site, Splice(d, error=0.0), layer=layer, position=position),
+            replace(site, 0.0, layer=layer, position=position),
+            replace(site, np.asarray(mean, np.float32), layer=layer, position=position),
         )  # fmt: skip
         values = [
             np.asarray(evaluate(cross_entropy(), model, tokens, e), np.float64).sum() for e in edits
@@ -126,11 +114,17 @@ def loss_recovered(
     if not n:
         raise ValueError("There are no batches.")
     original, own, zero, average = (sums / n).tolist()
-    return {
-        "original": original, "dictionary": own, "zero": zero, "mean": average,
-        "raw": own - original, "recovered_zero": (zero - own) / (zero - original),
-        "recovered_mean": (average - own) / (average - original),
-    }  # fmt: skip
+    return xr.Dataset(
+        {
+            "original": original, "dictionary": own, "zero": zero, "mean": average,
+            "raw": own - original, "recovered_zero": (zero - own) / (zero - original),
+            "recovered_mean": (average - own) / (average - original),
+        },
+        attrs=claim(
+            model, method="loss recovered", site=site, layer=layer, metric="cross_entropy",
+            n_prompts=n, first=first, dictionary=described(d),
+        ),
+    )  # fmt: skip
 
 
 def recovery(rows: Any, truth: Any) -> dict[str, float]:

@@ -15,13 +15,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxinterp.files import whole_folder
+from jaxinterp.files import whole, whole_folder
 from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json
 from jaxinterp.sae.devices import everywhere, place_batch, place_states
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.scaling import Scaling, fold, measure
-from jaxinterp.sae.training import Given, Member, Recipe, Seen, State, advance, start
+from jaxinterp.sae.training import (
+    Given,
+    Hyperparameters,
+    Seen,
+    State,
+    TrainingConfig,
+    advance,
+    start,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,8 +54,8 @@ class Trained:
 def train(
     config: DictionaryConfig,
     batches: Iterable[Any],
-    recipe: Recipe,
-    members: Member,
+    training: TrainingConfig,
+    members: Hyperparameters,
     *,
     source: Any = None,
     scaling: Scaling | None = None,
@@ -70,16 +78,19 @@ def train(
     either way. mesh: devices, by the axes ``data`` (examples) and ``feature``.
 
     Raises ``ValueError`` for a stream that is too short, batches of another width, and what
-    `Member` and `Recipe` refuse.
+    `Hyperparameters` and `TrainingConfig` refuse.
     """
     if on_bad not in ON_BAD:
         raise ValueError(f"on_bad={on_bad!r}, expected one of {', '.join(ON_BAD)}.")
     members = members.spread()
     members.check(config)
     source = Given() if source is None else source
-    run = _Run(config, recipe, members, None if folder is None else Path(folder).absolute())
+    place = None if folder is None else Path(folder).absolute()
+    run = _Run(config, training, members, source.about, place)
     states, source, scaling, done, told = run.begin(source, scaling)
-    stream = itertools.islice(iter(batches), done, recipe.steps)
+    if log is not None:
+        told.write(log)  # an earlier run may have told of steps after its checkpoint
+    stream = itertools.islice(iter(batches), done, training.steps)
     if mesh is not None:
         states = place_states(states, mesh, config.n_features)
         source, members = everywhere(source, mesh), everywhere(members, mesh)
@@ -110,16 +121,16 @@ def train(
             _, x, y = source.take(batch)
             _check(config, x, y)
             scaling = measure(x, x if y is x else y)
-        states, source, seen = advance(states, source, members, scaling, batch, recipe=recipe)
+        states, source, seen = advance(states, source, members, scaling, batch, training=training)
         waiting.append((step, seen))
         saving = run.folder is not None and (step + 1) % save_every == 0
-        if saving or (step + 1) % log_every == 0 or step + 1 == recipe.steps:
+        if saving or (step + 1) % log_every == 0 or step + 1 == training.steps:
             tell()
-        if saving or (run.folder is not None and step + 1 == recipe.steps):
+        if saving or (run.folder is not None and step + 1 == training.steps):
             run.save(states, source, scaling, step + 1, told)
     tell()
-    if step + 1 < recipe.steps:
-        raise ValueError(f"The stream has {step + 1} batches, {recipe.steps} steps need as many.")
+    if step + 1 < training.steps:
+        raise ValueError(f"The stream has {step + 1} batches, {training.steps} steps need as many.")
     assert scaling is not None
     each = (
         jax.tree.map(lambda leaf, i=i: leaf[i], states.dictionary) for i in range(len(members.seed))
@@ -146,6 +157,12 @@ class _Told:
     lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     skipped: list[list[Any]] = dataclasses.field(default_factory=list)
 
+    def write(self, log: str | os.PathLike[str]) -> None:
+        """The lines so far as a JSONL file, in place of one that may be there."""
+        with whole(log) as temporary:
+            lines = (json.dumps(line) + "\n" for line in self.lines)
+            temporary.write_text("".join(lines), encoding="utf-8")
+
 
 def _reason(batch: int, seen: Seen, bad: np.ndarray) -> str:
     """Why members could not learn from a batch: it is not finite, or they are not any more."""
@@ -165,7 +182,7 @@ def _told(step: int, seen: Seen) -> dict[str, Any]:
     return {"step": step, **{name: value.tolist() for name, value in values.items()}}
 
 
-def _history(told: _Told, members: Member) -> xr.Dataset:
+def _history(told: _Told, members: Hyperparameters) -> xr.Dataset:
     import xarray as xr
 
     names = [name for name in told.lines[0] if name != "step"]
@@ -181,15 +198,16 @@ class _Run:
     """Where a run begins, and its checkpoints."""
 
     config: DictionaryConfig
-    recipe: Recipe
-    members: Member
+    training: TrainingConfig
+    members: Hyperparameters
+    source: dict[str, Any]
     folder: Path | None
 
     @property
     def described(self) -> dict[str, Any]:
         fields = {name: np.asarray(value).tolist() for name, value in vars(self.members).items()}
         plain = json.dumps([
-            dataclasses.asdict(self.config), dataclasses.asdict(self.recipe), fields
+            dataclasses.asdict(self.config), dataclasses.asdict(self.training), fields, self.source
         ])  # fmt: skip
         return {"run": json.loads(plain)}
 
@@ -198,7 +216,7 @@ class _Run:
 
         Raises ``ValueError`` where the checkpoint is of another run.
         """
-        states = jax.vmap(lambda m: start(self.config, self.recipe, m))(self.members)
+        states = jax.vmap(lambda m: start(self.config, self.training, m))(self.members)
         if self.folder is None or not self.folder.exists():
             return states, source, scaling, 0, _Told()
         if not (self.folder / "run.json").is_file():
@@ -209,8 +227,8 @@ class _Run:
         found = read_json(self.folder / "run.json")
         if found.get("run") != self.described["run"]:
             raise ValueError(
-                f"{self.folder} holds a checkpoint of another run (config, recipe or members "
-                "differ): give another folder, or take it away."
+                f"{self.folder} holds a checkpoint of another run (config, training, members or "
+                "source differ): give another folder, or take it away."
             )
         leaves = jax.tree.leaves(states)
         shapes = {name: np.zeros(shape, np.float32) for name, shape in found["scaling"].items()}

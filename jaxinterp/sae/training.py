@@ -16,23 +16,23 @@ import numpy as np
 from flax import struct
 
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
-from jaxinterp.sae.losses import Parts, Pressure, loss
+from jaxinterp.sae.losses import LossCoefficients, Parts, loss
 from jaxinterp.sae.scaling import Scaling
 
 TOPK = ("topk", "batch_topk")
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class TrainingConfig:
     """What the members of a front share.
 
     steps: updates. warmup, decay: fractions of them over which the learning rate rises at the
     start and falls at the end; sparsity_warmup: over which the penalty rises. exponent: to which
     the penalty's power falls from 1 after ``anneal`` of the steps. unit_norm: decoder rows of norm
-    1 throughout. dead_after: examples without firing; k_revive: dead features that learn from one
-    example (default d_out / 2); revive: their coefficient (default 1/32 with TopK and
+    1 throughout. dead_after: examples without firing; k_aux: dead features that learn from one
+    example (default d_out / 2); auxk: the coefficient of their loss (default 1/32 with TopK and
     BatchTopK, else none). threshold: JumpReLU's at the start.
-    memory: of BatchTopK's running threshold. b1, b2: Adam's.
+    threshold_decay: of BatchTopK's running threshold. b1, b2: Adam's.
     """
 
     steps: int
@@ -44,10 +44,10 @@ class Recipe:
     unit_norm: bool = False
     decoder_norm: float = 0.1
     dead_after: int = 10_000_000
-    k_revive: int | None = None
-    revive: float | None = None
+    k_aux: int | None = None
+    auxk: float | None = None
     threshold: float = 0.1
-    memory: float = 0.99
+    threshold_decay: float = 0.99
     b1: float = 0.9
     b2: float = 0.999
 
@@ -65,25 +65,27 @@ class Recipe:
         rise, fall = max(1, round(self.warmup * self.steps)), max(1, round(self.decay * self.steps))
         return jnp.minimum(1, (step + 1) / rise) * jnp.minimum(1, (self.steps - step) / fall)
 
-    def revival(self, config: DictionaryConfig) -> float:
-        """The coefficient of the loss that revives dead features."""
-        if self.revive is not None:
-            return self.revive
+    def auxk_of(self, config: DictionaryConfig) -> float:
+        """The coefficient of AuxK, the loss that revives dead features."""
+        if self.auxk is not None:
+            return self.auxk
         return 1 / 32 if config.activation in TOPK else 0.0
 
-    def pressure(self, config: DictionaryConfig, member: Member, step: Any) -> Pressure:
+    def coefficients(
+        self, config: DictionaryConfig, member: Hyperparameters, step: Any
+    ) -> LossCoefficients:
         """The loss's coefficients at a step."""
-        revive = self.revival(config)
         rise = max(1, round(self.sparsity_warmup * self.steps))
         begin = self.anneal * self.steps
         done = jnp.clip((step - begin) / max(1.0, self.steps - begin), 0, 1)
-        return Pressure(
+        return LossCoefficients(
             sparsity=member.sparsity * jnp.minimum(1, (step + 1) / rise),
-            exponent=1 + (self.exponent - 1) * done, target_l0=member.target_l0, revive=revive,
+            exponent=1 + (self.exponent - 1) * done, target_l0=member.target_l0,
+            auxk=self.auxk_of(config),
         )  # fmt: skip
 
 
-class Member(struct.PyTreeNode):
+class Hyperparameters(struct.PyTreeNode):
     """What members of a front may differ in; arrays [N] of them.
 
     sparsity: the penalty's coefficient; target_l0: a JumpReLU's (0: penalise L0 itself); k: of
@@ -96,7 +98,7 @@ class Member(struct.PyTreeNode):
     k: Any = 0
     seed: Any = 0
 
-    def spread(self) -> Member:
+    def spread(self) -> Hyperparameters:
         """All fields as arrays of one length.
 
         Raises ``ValueError`` for fields of two lengths, and numbers that mean nothing.
@@ -110,7 +112,7 @@ class Member(struct.PyTreeNode):
             if not np.isfinite(value).all() or (value < 0).any():
                 raise ValueError(f"{name}={value.tolist()}, expected finite numbers from 0 on.")
         kinds = {"seed": np.int32}
-        return Member(**{
+        return Hyperparameters(**{
             name: np.broadcast_to(value, n).astype(kinds.get(name, np.float32))
             for name, value in fields.items()
         })  # fmt: skip
@@ -159,9 +161,9 @@ class Seen(struct.PyTreeNode):
     finite: jax.Array
 
 
-def start(config: DictionaryConfig, recipe: Recipe, member: Member) -> State:
+def start(config: DictionaryConfig, training: TrainingConfig, member: Hyperparameters) -> State:
     """A member before its first update: random decoder rows, W_enc their transpose, no biases."""
-    optimizer = _adam(recipe)
+    optimizer = _adam(training)
     key, c = jax.random.key(member.seed), config
     shapes = c.shapes
     W_dec = jax.random.normal(key, shapes["W_dec"])
@@ -170,12 +172,12 @@ def start(config: DictionaryConfig, recipe: Recipe, member: Member) -> State:
             jnp.triu(jnp.ones((c.n_layers, c.n_layers), bool))[..., None, None], W_dec, 0
         )
     whole = _row_norms(W_dec, c)
-    W_dec = W_dec * (1.0 if recipe.unit_norm else recipe.decoder_norm) / whole
+    W_dec = W_dec * (1.0 if training.unit_norm else training.decoder_norm) / whole
     arrays = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     arrays["W_dec"] = W_dec
     arrays["W_enc"] = _transposed(W_dec, c, jax.random.fold_in(key, 1))
     if c.activation == "jumprelu":
-        arrays["threshold"] = jnp.full(shapes["threshold"], recipe.threshold)
+        arrays["threshold"] = jnp.full(shapes["threshold"], training.threshold)
     params = Parameters(**arrays)
     k = member.k if c.activation in TOPK else None
     return State(
@@ -198,50 +200,56 @@ def _transposed(W_dec: jax.Array, c: DictionaryConfig, key: jax.Array) -> jax.Ar
 
 def _row_norms(W_dec: jax.Array, c: DictionaryConfig) -> jax.Array:
     """The norm of all that a feature writes, over layers too, kept for broadcasting."""
-    axes = {"crosscoder": (0, -1), "cross_layer": (1, -1)}.get(c.kind, (-1,))
-    return jnp.sqrt(jnp.square(W_dec).sum(axes, keepdims=True))
+    return jnp.sqrt(jnp.square(W_dec).sum(c.write_axes, keepdims=True))
 
 
-def _adam(recipe: Recipe) -> Any:
+def _adam(training: TrainingConfig) -> Any:
     import optax
 
-    return optax.scale_by_adam(recipe.b1, recipe.b2)
+    return optax.scale_by_adam(training.b1, training.b2)
 
 
 def update(
-    state: State, member: Member, x: jax.Array, y: jax.Array, recipe: Recipe, revive: bool = True
+    state: State,
+    member: Hyperparameters,
+    x: jax.Array,
+    y: jax.Array,
+    training: TrainingConfig,
+    auxk: bool = True,
 ) -> tuple[State, Seen]:
     """One update of one member on examples x [B ...], y [B ...], centred and scaled.
 
-    revive: False where it is known that no feature is dead, which saves two products.
+    auxk: False where it is known that no feature is dead, which saves two products.
     Where an example, the loss or a slope is not finite, nothing changes but the step.
     """
     import optax
 
     d, c = state.dictionary, state.dictionary.config
-    dead = state.silent >= recipe.dead_after
-    pressure = recipe.pressure(c, member, state.step)
-    k_revive = c.d_out // 2 if recipe.k_revive is None else recipe.k_revive
+    dead = state.silent >= training.dead_after
+    coefficients = training.coefficients(c, member, state.step)
+    k_aux = c.d_out // 2 if training.k_aux is None else training.k_aux
 
     def of(params: Parameters) -> Any:
         one = d.replace(params=params)
-        return loss(one, x, y, pressure, dead if revive else None, k_revive=k_revive)
+        return loss(one, x, y, coefficients, dead if auxk else None, k_aux=k_aux)
 
     (total, (parts, features)), slopes = jax.value_and_grad(of, has_aux=True)(d.params)
-    if recipe.unit_norm:
+    if training.unit_norm:
         W, slope = d.params.W_dec, slopes.W_dec
         slopes = slopes.replace(W_dec=slope - _along(slope, W, c) * W)
-    moves, moments = _adam(recipe).update(slopes, state.moments, d.params)
-    rate = member.learning_rate * recipe.rate(state.step)
+    moves, moments = _adam(training).update(slopes, state.moments, d.params)
+    rate = member.learning_rate * training.rate(state.step)
     params = optax.apply_updates(d.params, jax.tree.map(lambda m: -rate * m, moves))
-    if recipe.unit_norm:
+    if training.unit_norm:
         params = params.replace(W_dec=params.W_dec / _row_norms(params.W_dec, c))
     if c.activation == "jumprelu":
         params = params.replace(threshold=jnp.maximum(params.threshold, 0))
     if c.activation == "batch_topk":
         least = jnp.where(features > 0, features, jnp.inf).min()
         least = jnp.where(jnp.isfinite(least), least, d.params.threshold)
-        kept = recipe.memory * d.params.threshold + (1 - recipe.memory) * least
+        kept = (
+            training.threshold_decay * d.params.threshold + (1 - training.threshold_decay) * least
+        )
         params = params.replace(threshold=jnp.where(state.step == 0, least, kept))
     fired = (features != 0).any(0)
     silent = jnp.where(fired, 0, jnp.minimum(state.silent, 2**30) + x.shape[0])
@@ -250,31 +258,36 @@ def update(
     leaves = jax.tree.leaves((total, slopes))
     sound = given & jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
     kept_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, state)
-    dead_now = (new.silent >= recipe.dead_after).mean(dtype=parts.error.dtype)
+    dead_now = (new.silent >= training.dead_after).mean(dtype=parts.error.dtype)
     seen = Seen(parts, dead_now, given, sound)
     return kept_state.replace(step=state.step + 1), seen
 
 
 def _along(slope: jax.Array, W: jax.Array, c: DictionaryConfig) -> jax.Array:
-    axes = {"crosscoder": (0, -1), "cross_layer": (1, -1)}.get(c.kind, (-1,))
-    return (slope * W).sum(axes, keepdims=True) / jnp.square(_row_norms(W, c))
+    return (slope * W).sum(c.write_axes, keepdims=True) / jnp.square(_row_norms(W, c))
 
 
-@functools.partial(jax.jit, static_argnames=("recipe",), donate_argnums=0)
+@functools.partial(jax.jit, static_argnames=("training",), donate_argnums=0)
 def advance(
-    states: State, source: Any, members: Member, scaling: Scaling, batch: Any, *, recipe: Recipe
+    states: State,
+    source: Any,
+    members: Hyperparameters,
+    scaling: Scaling,
+    batch: Any,
+    *,
+    training: TrainingConfig,
 ) -> tuple[State, Any, Seen]:
     """All members one update on, on what the source makes of a batch."""
     source, x, y = source.take(batch)
     x, y = scaling(x, y)
 
-    def moved(revive: bool) -> Any:
-        run = functools.partial(update, recipe=recipe, revive=revive)
+    def moved(auxk: bool) -> Any:
+        run = functools.partial(update, training=training, auxk=auxk)
         return lambda: jax.vmap(run, in_axes=(0, 0, None, None))(states, members, x, y)
 
     # Outside the vmap, where a condition leaves work out: mostly no feature of any member is dead.
-    if recipe.revival(states.dictionary.config):
-        some_dead = (states.silent >= recipe.dead_after).any()
+    if training.auxk_of(states.dictionary.config):
+        some_dead = (states.silent >= training.dead_after).any()
         states, seen = jax.lax.cond(some_dead, moved(True), moved(False))
     else:
         states, seen = moved(False)()
@@ -283,6 +296,11 @@ def advance(
 
 class Given(struct.PyTreeNode):
     """A source whose batches are activations: x [B ...], or a pair of them and their targets."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What tells it from other sources: a checkpoint belongs to one."""
+        return {}
 
     @property
     def kept(self) -> dict[str, jax.Array]:

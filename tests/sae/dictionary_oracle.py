@@ -82,8 +82,8 @@ def level(c, p, x, k, exponent):
     return size.sum() / (size**exponent).sum()
 
 
-def loss(c, p, x, y, *, k=None, sparsity=0.0, exponent=1.0, target_l0=0.0, revive=0.0, dead=None,
-         k_revive=0, smooth=None, frozen=None):  # fmt: skip
+def loss(c, p, x, y, *, k=None, sparsity=0.0, exponent=1.0, target_l0=0.0, auxk=0.0, dead=None,
+         k_aux=0, smooth=None, frozen=None):  # fmt: skip
     """The whole loss. ``smooth``: JumpReLU's jump as a ramp of that width (its smoothed form, for
     finite differences in the threshold; its height is the threshold's). ``frozen``: the
     parameters of what does not learn: the gates' decoder, the error that is revived from."""
@@ -129,8 +129,8 @@ def loss(c, p, x, y, *, k=None, sparsity=0.0, exponent=1.0, target_l0=0.0, reviv
     if dead is not None and dead.any():
         g, _ = codes(c, frozen, x, k)
         rest = y - np.stack([write(c, frozen, r, given) for r, given in zip(g, x, strict=True)])
-        again = np.stack([largest(np.where(dead, relu(row), 0), k_revive) for row in pre])
+        again = np.stack([largest(np.where(dead, relu(row), 0), k_aux) for row in pre])
         plain = [write(c, p, row, 0 * given) - p.b_dec for row, given in zip(again, x, strict=True)]
         spread = squares(rest - rest.mean(0))
-        total += revive * squares(y - y.mean(0)) * squares(rest - np.stack(plain)) / spread
+        total += auxk * squares(y - y.mean(0)) * squares(rest - np.stack(plain)) / spread
     return total

@@ -16,21 +16,35 @@ from jaxinterp import sae
 jax.config.update("jax_disable_most_optimizations", True)  # as conftest.py does
 
 
+KINDS = {  # config's fields, and what makes them sparse
+    "matryoshka": ({"activation": "batch_topk", "prefixes": (8, 24)}, {"k": 4}),
+    "jumprelu": ({"activation": "jumprelu"}, {"sparsity": 0.5, "target_l0": 4.0}),
+    "gated": ({"activation": "gated"}, {"sparsity": 0.1}),
+    "crosscoder": ({"kind": "crosscoder", "n_layers": 2}, {"sparsity": 0.1}),
+    "cross_layer": (
+        {"kind": "cross_layer", "n_layers": 2, "activation": "jumprelu"}, {"sparsity": 0.1}
+    ),
+}  # fmt: skip
+
+
 def main() -> None:
-    rng = np.random.default_rng(0)
-    batches = rng.normal(size=(6, 32, 8)).astype(np.float32)
-    config = sae.DictionaryConfig(8, 24, activation="batch_topk", prefixes=(8, 24))
-    member = sae.Member(learning_rate=3e-3, k=4, seed=[0, 1])
-    recipe = sae.Recipe(6, dead_after=64, k_revive=3)
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "feature"))
-    one = sae.train(config, batches, recipe, member)
-    many = sae.train(config, batches, recipe, member, mesh=mesh)
-    pairs = zip(
-        jax.tree.leaves(one.dictionaries), jax.tree.leaves(many.dictionaries), strict=True
-    )  # fmt: skip
-    error = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
-    W_dec = many.dictionaries[0].params.W_dec
-    print(json.dumps({"error": error, "rows": W_dec.addressable_shards[0].data.shape[0]}))
+    training = sae.TrainingConfig(6, dead_after=64, k_aux=3)
+    found = {}
+    for name, (fields, sparse) in KINDS.items():
+        config = sae.DictionaryConfig(8, 24, **fields)
+        layers = (config.n_layers,) if config.layered else ()
+        batches = np.random.default_rng(0).normal(size=(6, 32, *layers, 8)).astype(np.float32)
+        member = sae.Hyperparameters(learning_rate=3e-3, seed=[0, 1], **sparse)
+        one = sae.train(config, batches, training, member)
+        many = sae.train(config, batches, training, member, mesh=mesh)
+        pairs = zip(
+            jax.tree.leaves(one.dictionaries), jax.tree.leaves(many.dictionaries), strict=True
+        )
+        error = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+        W_dec = many.dictionaries[0].params.W_dec
+        found[name] = {"error": error, "rows": W_dec.addressable_shards[0].data.shape[-2]}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -79,22 +79,22 @@ def settings_of(name):
     c = config_of(name)
     dead = np.zeros(c.shapes["b_enc"], bool)
     dead[..., [1, 4, 8, 9]] = True
-    own = {"sparsity": 0.3, "exponent": 0.7, "target_l0": 0.0, "revive": 0.2}
+    own = {"sparsity": 0.3, "exponent": 0.7, "target_l0": 0.0, "auxk": 0.2}
     return own, dead
 
 
 def evaluated(name, d, params, x, y, **more):
     own, dead = settings_of(name)
     own |= more
-    pressure = sae.Pressure(**own)
-    return sae.loss(d.replace(params=params), x, y, pressure, dead, k_revive=2)[0]
+    coefficients = sae.LossCoefficients(**own)
+    return sae.loss(d.replace(params=params), x, y, coefficients, dead, k_aux=2)[0]
 
 
 def by_hand(name, d, params, x, y, frozen, smooth=None, **more):
     own, dead = settings_of(name)
     own |= more
     return oracle.loss(
-        d.config, params, x, y, k=K, dead=dead, k_revive=2, frozen=frozen, smooth=smooth, **own
+        d.config, params, x, y, k=K, dead=dead, k_aux=2, frozen=frozen, smooth=smooth, **own
     )
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_models import DIFF, OTHER, PROMPTS, small_model
@@ -85,8 +84,9 @@ def test_features_and_error_are_the_run():
 
     np.testing.assert_allclose(logits(sae.Splice(d, f, error)), plain, atol=1e-5)
     np.testing.assert_allclose(logits(sae.Splice(d)), plain, atol=1e-5)
-    without = logits(sae.Splice(d, error=jnp.zeros_like(error)))
-    np.testing.assert_allclose(without, logits(sae.Substitute(d)), atol=1e-5)
+    without = logits(sae.Splice(d, error=0.0))
+    made = ji.replace("resid_post", np.asarray(d(x)), layer=LAYER)
+    np.testing.assert_allclose(without, ji.forward(model, PROMPTS, made).logits, atol=1e-5)
     assert np.abs(without - plain).max() > 1e-2
     nothing = sae.scale_features(d, 3, 1.0)
     np.testing.assert_array_equal(ji.forward(model, PROMPTS, nothing).logits, plain)
@@ -120,6 +120,8 @@ def test_attribution_is_the_slope_of_ablation():
         (lambda d: sae.scale_features(d, 20), "expected integers from 0 to 19"),
         (lambda d: sae.scale_features(d, [-1, 3]), r"features=\[-1, 3\]"),
         (lambda d: sae.scale_features(d, 0.5), "features=0.5"),
+        (lambda d: sae.set_features(d, [3, 7], [1.0, 2.0, 3.0]), r"shape \[3\] for features of"),
+        (lambda d: sae.set_features(d, 3, [1.0, 2.0]), r"shape \[2\] for features of shape \[\]"),
         (
             lambda d: sae.attribute_features(small_model(MODEL), d, PROMPTS, DIFF, steps=0),
             "steps=0",

@@ -1,5 +1,6 @@
 """What features say of themselves, against plain loops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,6 +90,35 @@ def test_written_tokens_are_those_of_the_rows():
         np.testing.assert_allclose(
             found.change.sel(feature=feature, end="raised"), logits[row][order[:3]], atol=1e-5
         )
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_effects_of_features_are_those_of_each_edit(first):
+    d, model = dictionary(), small_model(MODEL)
+    tokens = np.concatenate(blocks(2))
+    found = sae.feature_effects(model, d, tokens, [7, 0], factors=(0.0, 3.0), first=first, batch=5)
+    assert found.dims == ("feature", "factor", "prompt")
+    f = features_of([tokens], d)
+
+    def loss(edit=()):
+        logp = jax.nn.log_softmax(ji.forward(model, tokens, edit).logits)[:, :-1]
+        return -np.take_along_axis(np.asarray(logp), tokens[:, 1:, None], 2)[..., 0].sum(1)
+
+    counts = np.arange(tokens.shape[1]) > (-1 if first else 0)
+    for feature in (7, 0):
+        one = found.sel(feature=feature)
+        np.testing.assert_array_equal(one.active, ((f[:, :, feature] > 0) & counts).sum(1))
+        for factor in (0.0, 3.0):
+            edit = sae.scale_features(d, feature, factor, position=counts)
+            np.testing.assert_allclose(one.sel(factor=factor), loss(edit) - loss(), atol=2e-5)
+    answers, wrong = np.arange(8) + 2, np.arange(8) + 3
+    metric = ji.logit_diff(answers, wrong)
+    found = sae.feature_effects(model, d, tokens, [3], metric=metric, first=first)
+    edit = sae.scale_features(d, 3, 2.0, position=counts)
+    np.testing.assert_allclose(
+        found.sel(feature=3, factor=2.0),
+        ji.evaluate(metric, model, tokens, edit) - ji.evaluate(metric, model, tokens), atol=1e-5,
+    )  # fmt: skip
 
 
 def test_nearest_features():

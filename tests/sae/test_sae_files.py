@@ -169,6 +169,52 @@ def test_numbers_without_a_config_are_refused(tmp_path):
                 sae.load(path)
 
 
+def test_what_files_do_not_tell_can_be_told(tmp_path):
+    d = made("sae", "jumprelu", subtract_bias=False)
+    path = sae.save(tmp_path / "d", d, form="gemma-scope")
+    assert sae.load(path).config.site == ""
+    found = sae.load(path, kind="transcoder", site="mlp_in", target="mlp_out", layers=(4,))
+    c = found.config
+    assert (c.kind, c.site, c.target, c.layers) == ("transcoder", "mlp_in", "mlp_out", (4,))
+    x = examples(d)
+    np.testing.assert_allclose(found.encode(x), d.encode(x), atol=1e-5)
+    with pytest.raises(ValueError, match="d_in=7: expected some of kind, model, site"):
+        sae.load(path, d_in=7)
+
+
+def test_a_set_of_transcoders_is_read_file_by_file(tmp_path):
+    for layer in (0, 3):
+        d = made("transcoder", "relu")
+        d = d.replace(config=dataclasses.replace(d.config, layers=(layer,)))
+        one = sae.save(tmp_path / f"one{layer}", d, form="circuit-tracer")
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (one / f"layer_{layer}.safetensors").rename(tmp_path / f"set/layer_{layer}.safetensors")
+    with pytest.raises(LoadError, match="has 2 files"):
+        sae.load(tmp_path / "set")
+    found = [sae.load(file) for file in sorted((tmp_path / "set").iterdir())]
+    assert [d.config.layers for d in found] == [(0,), (3,)]
+    x = examples(d)
+    np.testing.assert_allclose(found[1].encode(x), d.encode(x), atol=1e-5)
+    path = sae.save(tmp_path / "lens", made("sae", "relu"), form="saelens")
+    with pytest.raises(LoadError, match="give the folder that holds it"):
+        sae.load(path / "sae_weights.safetensors")
+
+
+def test_gemma_scope_2_names_places_as_their_models_do(tmp_path):
+    d = made("sae", "jumprelu", subtract_bias=False)
+    d = d.replace(config=dataclasses.replace(d.config, site="resid_post", layers=(12,)))
+    path = sae.save(tmp_path / "d", d, form="gemma-scope-2")
+    said = json.loads((path / "config.json").read_text())
+    assert said["hf_hook_point_in"] == said["hf_hook_point_out"] == "model.layers.12.output"
+    assert sae.load(path).config.place == ("resid_post", 12)
+    said["hf_hook_point_in"] = "model.layers.5.pre_feedforward_layernorm.output"
+    said["hf_hook_point_out"] = "model.layers.5.post_feedforward_layernorm.output"
+    (path / "config.json").write_text(json.dumps(said))
+    c = sae.load(path).config
+    assert (c.kind, c.target, c.layers) == ("transcoder", "mlp_out", (5,))
+    assert c.site == said["hf_hook_point_in"]  # after the norm's gain: no site of ours
+
+
 def test_k_that_others_cannot_hold(tmp_path):
     d = made("sae", "batch_topk").replace(k=2.5)
     assert sae.load(sae.save(tmp_path / "own", d)).k == 2.5

@@ -62,6 +62,7 @@ def test_loss_recovered_is_as_defined():
         logp = jax.nn.log_softmax(out.logits)[:, :-1]
         return -np.take_along_axis(np.asarray(logp), PROMPTS[:, 1:, None], 2).mean()
 
+    assert '"digest"' in found.attrs["dictionary"]
     np.testing.assert_allclose(found["original"], loss(lambda v: v), rtol=1e-5)
     np.testing.assert_allclose(found["dictionary"], loss(d), rtol=1e-5)
     np.testing.assert_allclose(found["zero"], loss(lambda v: 0 * v), rtol=1e-5)
@@ -73,7 +74,7 @@ def test_loss_recovered_is_as_defined():
         found["recovered_zero"],
         (found["zero"] - found["dictionary"]) / (found["zero"] - found["original"]),
     )
-    with pytest.raises(ValueError, match="takes an SAE with a site and a layer"):
+    with pytest.raises(ValueError, match="is a sae at no site"):
         sae.loss_recovered(model, dictionary(site=""), [PROMPTS], mean)
 
 
@@ -121,8 +122,8 @@ def test_training_on_a_harvest():
     config = sae.DictionaryConfig(D, 16, activation="topk", site="resid_post", layers=(1,))
     source = sae.harvest(model, config, blocks[:4])
     found = sae.train(
-        config, blocks[4:34], sae.Recipe(30), sae.Member(k=3, learning_rate=1e-2), source=source,
-        log_every=10,
+        config, blocks[4:34], sae.TrainingConfig(30), sae.Hyperparameters(k=3, learning_rate=1e-2),
+        source=source, log_every=10,
     )  # fmt: skip
     assert found.history.explained[-1, 0] > found.history.explained[0, 0]
     padded = ragged([[3, 4, 5], [3, 4]], "right", 3)

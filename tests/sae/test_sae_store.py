@@ -91,7 +91,11 @@ def test_training_from_a_store(tmp_path):
     store = put(tmp_path / "s")
     config = sae.DictionaryConfig(D, 16, activation="topk", site="resid_post", layers=(1,))
     found = sae.train(
-        config, store.batches(32), sae.Recipe(40), sae.Member(k=3, learning_rate=1e-2), log_every=10
+        config,
+        store.batches(32),
+        sae.TrainingConfig(40),
+        sae.Hyperparameters(k=3, learning_rate=1e-2),
+        log_every=10,
     )
     assert found.history.explained[-1, 0] > found.history.explained[0, 0]
 

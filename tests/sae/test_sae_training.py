@@ -21,15 +21,17 @@ from jaxinterp.loading import LoadError
 D, F, B = 8, 24, 32
 CONFIG = sae.DictionaryConfig(D, F)
 KINDS = {
-    "relu": (CONFIG, sae.Member(sparsity=0.05)),
-    "gated": (sae.DictionaryConfig(D, F, activation="gated"), sae.Member(sparsity=0.05)),
-    "topk": (sae.DictionaryConfig(D, F, activation="topk"), sae.Member(k=4)),
-    "batch_topk": (sae.DictionaryConfig(D, F, activation="batch_topk"), sae.Member(k=4)),
+    "relu": (CONFIG, sae.Hyperparameters(sparsity=0.05)),
+    "gated": (sae.DictionaryConfig(D, F, activation="gated"), sae.Hyperparameters(sparsity=0.05)),
+    "topk": (sae.DictionaryConfig(D, F, activation="topk"), sae.Hyperparameters(k=4)),
+    "batch_topk": (sae.DictionaryConfig(D, F, activation="batch_topk"), sae.Hyperparameters(k=4)),
     "jumprelu": (
-        sae.DictionaryConfig(D, F, activation="jumprelu"), sae.Member(sparsity=0.5, target_l0=4)
+        sae.DictionaryConfig(D, F, activation="jumprelu"),
+        sae.Hyperparameters(sparsity=0.5, target_l0=4),
     ),
     "matryoshka": (
-        sae.DictionaryConfig(D, F, activation="batch_topk", prefixes=(6, 12, F)), sae.Member(k=4)
+        sae.DictionaryConfig(D, F, activation="batch_topk", prefixes=(6, 12, F)),
+        sae.Hyperparameters(k=4),
     ),
 }  # fmt: skip
 
@@ -43,12 +45,13 @@ def stream(n, seed=0, size=B, width=D):
         yield (f @ directions + 3).astype(np.float32)
 
 
-def trained(name="relu", steps=20, batches=None, member=None, recipe=None, **options):
+def trained(name="relu", steps=20, batches=None, member=None, training=None, **options):
     config, own = KINDS[name]
-    recipe = {"dead_after": 100, "k_revive": 3, **(recipe or {})}
+    training = {"dead_after": 100, "k_aux": 3, **(training or {})}
     return sae.train(
-        config, stream(steps) if batches is None else batches, sae.Recipe(steps, **recipe),
-        (member or own).replace(learning_rate=3e-3), log_every=5, **options,
+        config, stream(steps) if batches is None else batches,
+        sae.TrainingConfig(steps, **training), (member or own).replace(learning_rate=3e-3),
+        log_every=5, **options,
     )  # fmt: skip
 
 
@@ -59,14 +62,16 @@ def leaves_equal(a, b, **tolerance):
 
 @pytest.mark.parametrize("unit_norm", [False, True])
 def test_an_update_is_adams(unit_norm):
-    """Against optax on the plain loss, its rate and its penalty rising as the recipe says."""
-    recipe = sae.Recipe(10, warmup=0.5, decay=0.3, sparsity_warmup=0.5, unit_norm=unit_norm)
-    member = sae.Member(learning_rate=1e-2, sparsity=0.1)
-    state = sae.start(CONFIG, recipe, member)
-    optimizer = optax.adam(lambda n: 1e-2 * recipe.rate(n))
+    """Against optax on the plain loss, its rate and its penalty rising as the training says."""
+    training = sae.TrainingConfig(
+        10, warmup=0.5, decay=0.3, sparsity_warmup=0.5, unit_norm=unit_norm
+    )
+    member = sae.Hyperparameters(learning_rate=1e-2, sparsity=0.1)
+    state = sae.start(CONFIG, training, member)
+    optimizer = optax.adam(lambda n: 1e-2 * training.rate(n))
     params = state.dictionary.params
     moments = optimizer.init(params)
-    step = jax.jit(functools.partial(sae.update, recipe=recipe))
+    step = jax.jit(functools.partial(sae.update, training=training))
     for number, x in enumerate(stream(9)):
         state, _ = step(state, member, x, x)
 
@@ -87,8 +92,8 @@ def test_an_update_is_adams(unit_norm):
             W = params.W_dec
             params = params.replace(W_dec=W / jnp.linalg.norm(W, axis=1, keepdims=True))
     leaves_equal(state.dictionary.params, params, rtol=1e-4, atol=1e-5)
-    assert recipe.rate(0) == 0.2
-    np.testing.assert_allclose([recipe.rate(s) for s in (5, 7, 9)], [1, 1, 1 / 3], rtol=1e-6)
+    assert training.rate(0) == 0.2
+    np.testing.assert_allclose([training.rate(s) for s in (5, 7, 9)], [1, 1, 1 / 3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -96,12 +101,12 @@ def test_a_front_is_its_members_trained_alone(name):
     config, own = KINDS[name]
     varied = "k" if config.activation in ("topk", "batch_topk") else "sparsity"
     differ = [{"seed": 0, varied: 2.0}, {"seed": 1, varied: 5.0}]
-    own, recipe = own.replace(learning_rate=3e-3), sae.Recipe(12, dead_after=100, k_revive=3)
+    own, training = own.replace(learning_rate=3e-3), sae.TrainingConfig(12, dead_after=100, k_aux=3)
     many = own.replace(**{key: np.array([m[key] for m in differ]) for key in differ[0]})
-    together = sae.train(config, stream(12), recipe, many)
+    together = sae.train(config, stream(12), training, many)
     assert dict(together.history.sizes) == {"step": 1, "member": 2}
     for i, one in enumerate(differ):
-        alone = sae.train(config, stream(12), recipe, own.replace(**one))
+        alone = sae.train(config, stream(12), training, own.replace(**one))
         leaves_equal(together.dictionaries[i], alone.dictionaries[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(together.history.l0[:, i], alone.history.l0[:, 0], rtol=1e-3)
 
@@ -123,7 +128,7 @@ def test_resumed_is_unbroken_bit_for_bit(name, tmp_path):
     assert kept.equals(whole.history.sel(step=[9, 14, 19]))
     leaves_equal(trained(name, folder=tmp_path / "run").dictionaries, whole.dictionaries)
     with pytest.raises(ValueError, match="a checkpoint of another run"):
-        trained(name, folder=tmp_path / "run", recipe={"warmup": 0.3})
+        trained(name, folder=tmp_path / "run", training={"warmup": 0.3})
     for file in (tmp_path / "run" / "arrays").rglob("*"):
         if file.is_file():
             file.write_bytes(file.read_bytes()[:10])
@@ -153,9 +158,9 @@ def test_a_harvest_resumes(tmp_path):
 
     def run(given, folder):
         source = sae.harvest(model, config, blocks[:4])
-        member, recipe = sae.Member(k=3, learning_rate=1e-2), sae.Recipe(12)
+        member, training = sae.Hyperparameters(k=3, learning_rate=1e-2), sae.TrainingConfig(12)
         return sae.train(
-            config, given, recipe, member, source=source, folder=folder, save_every=5
+            config, given, training, member, source=source, folder=folder, save_every=5
         ).dictionaries
 
     def broken():
@@ -173,7 +178,10 @@ def test_a_batch_topk_keeps_its_k_alone():
     held = np.concatenate(list(stream(8, seed=0)))
     config, _ = KINDS["batch_topk"]
     found = sae.train(
-        config, stream(400), sae.Recipe(400), sae.Member(learning_rate=3e-3, k=np.array([2.0, 5.0]))
+        config,
+        stream(400),
+        sae.TrainingConfig(400),
+        sae.Hyperparameters(learning_rate=3e-3, k=np.array([2.0, 5.0])),
     )
     for k, d in zip((2, 5), found.dictionaries, strict=True):
         np.testing.assert_allclose(sae.reconstruction(d, [held]).l0, k, rtol=0.15)
@@ -182,7 +190,10 @@ def test_a_batch_topk_keeps_its_k_alone():
 def test_a_threshold_stays_positive():
     config, member = KINDS["jumprelu"]
     found = sae.train(
-        config, stream(60), sae.Recipe(60, threshold=1e-4), member.replace(learning_rate=0.05)
+        config,
+        stream(60),
+        sae.TrainingConfig(60, threshold=1e-4),
+        member.replace(learning_rate=0.05),
     )
     assert (np.asarray(found.dictionaries[0].params.threshold) >= 0).all()
 
@@ -207,10 +218,10 @@ def test_bad_batches_are_named_and_poison_nothing(bad):
 def test_dead_features_are_counted_and_revived():
     config = sae.DictionaryConfig(D, F, activation="topk")
 
-    def dead(revive):
-        recipe = sae.Recipe(300, dead_after=10 * B, k_revive=4, revive=revive, warmup=0.01)
-        member = sae.Member(learning_rate=1e-2, k=2)
-        found = sae.train(config, stream(300), recipe, member, log_every=20)
+    def dead(auxk):
+        training = sae.TrainingConfig(300, dead_after=10 * B, k_aux=4, auxk=auxk, warmup=0.01)
+        member = sae.Hyperparameters(learning_rate=1e-2, k=2)
+        found = sae.train(config, stream(300), training, member, log_every=20)
         return float(found.history.dead.mean())
 
     assert dead(None) < 0.9 * dead(0.0)
@@ -218,8 +229,8 @@ def test_dead_features_are_counted_and_revived():
 
 def test_a_jumprelu_holds_its_target():
     found = sae.train(
-        KINDS["jumprelu"][0], stream(1500), sae.Recipe(1500),
-        sae.Member(learning_rate=1e-2, sparsity=1.0, target_l0=np.array([2.0, 4.0])),
+        KINDS["jumprelu"][0], stream(1500), sae.TrainingConfig(1500),
+        sae.Hyperparameters(learning_rate=1e-2, sparsity=1.0, target_l0=np.array([2.0, 4.0])),
     )  # fmt: skip
     np.testing.assert_allclose(found.history.l0[-1], [2, 4], rtol=0.25)
 
@@ -231,8 +242,8 @@ def test_orthogonal_features_are_recovered():
         probabilities=(0.1, 0.3),
     )  # fmt: skip
     found = sae.train(
-        sae.DictionaryConfig(16, 16), sae.batches(make, 256), sae.Recipe(1500),
-        sae.Member(learning_rate=3e-3, sparsity=0.3, seed=np.array([0, 1])),
+        sae.DictionaryConfig(16, 16), sae.batches(make, 256), sae.TrainingConfig(1500),
+        sae.Hyperparameters(learning_rate=3e-3, sparsity=0.3, seed=np.array([0, 1])),
     )  # fmt: skip
     for d in found.dictionaries:
         scores = sae.recovery(d.params.W_dec, make.directions)
@@ -245,8 +256,10 @@ def test_sharded_is_single():
     done = subprocess.run([sys.executable, worker], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["error"] < 1e-5
-    assert found["rows"] == 24 // 4
+    assert set(found) == {"matryoshka", "jumprelu", "gated", "crosscoder", "cross_layer"}
+    for one in found.values():
+        assert one["error"] < 1e-5
+        assert one["rows"] == 24 // 4
 
 
 @pytest.mark.parametrize(
@@ -264,20 +277,26 @@ def test_meshes_that_are_refused(shape, axes, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "topk", "member": sae.Member()}, "keeps a whole number of them, 1 to 24"),
-        ({"name": "topk", "member": sae.Member(k=2.5)}, "keeps a whole number of them"),
-        ({"name": "batch_topk", "member": sae.Member(k=25)}, "keeps 1 to 24 features"),
-        ({"name": "topk", "member": sae.Member(k=3, sparsity=1.0)}, "k makes a topk sparse"),
-        ({"member": sae.Member(k=3, sparsity=1.0)}, "a relu dictionary has no k"),
-        ({"member": sae.Member()}, "a relu dictionary is dense"),
-        ({"member": sae.Member(sparsity=1.0, target_l0=3.0)}, "is a jumprelu's"),
-        ({"member": sae.Member(sparsity=np.ones(2), seed=np.arange(3))}, "lengths"),
-        ({"member": sae.Member(sparsity=-1.0)}, r"sparsity=\[-1.0\]"),
+        (
+            {"name": "topk", "member": sae.Hyperparameters()},
+            "keeps a whole number of them, 1 to 24",
+        ),
+        ({"name": "topk", "member": sae.Hyperparameters(k=2.5)}, "keeps a whole number of them"),
+        ({"name": "batch_topk", "member": sae.Hyperparameters(k=25)}, "keeps 1 to 24 features"),
+        (
+            {"name": "topk", "member": sae.Hyperparameters(k=3, sparsity=1.0)},
+            "k makes a topk sparse",
+        ),
+        ({"member": sae.Hyperparameters(k=3, sparsity=1.0)}, "a relu dictionary has no k"),
+        ({"member": sae.Hyperparameters()}, "a relu dictionary is dense"),
+        ({"member": sae.Hyperparameters(sparsity=1.0, target_l0=3.0)}, "is a jumprelu's"),
+        ({"member": sae.Hyperparameters(sparsity=np.ones(2), seed=np.arange(3))}, "lengths"),
+        ({"member": sae.Hyperparameters(sparsity=-1.0)}, r"sparsity=\[-1.0\]"),
         ({"batches": stream(5)}, "The stream has 5 batches, 20 steps need as many"),
         ({"batches": stream(20, width=9)}, r"reads \['example', 8\]"),
         ({"on_bad": "ignore"}, "on_bad='ignore'"),
-        ({"recipe": {"decay": 2.0}}, r"decay=2.0, expected a fraction"),
-        ({"recipe": {"exponent": 0.0}}, "exponent=0"),
+        ({"training": {"decay": 2.0}}, r"decay=2.0, expected a fraction"),
+        ({"training": {"exponent": 0.0}}, "exponent=0"),
         ({"steps": 0}, "steps=0"),
     ],
 )
@@ -292,3 +311,16 @@ def test_a_log_has_a_line_every_few_steps(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == seen == [4, 9, 14, 19]
     assert lines[-1]["l0"] == found.history.l0[-1].values.tolist()
+
+
+def test_a_log_of_a_resumed_run_says_nothing_twice(tmp_path):
+    def broken():
+        yield from stream(16)
+        raise KeyboardInterrupt
+
+    places = {"folder": tmp_path / "run", "log": tmp_path / "log.jsonl"}
+    with pytest.raises(KeyboardInterrupt):
+        trained(batches=broken(), save_every=6, **places)
+    trained(save_every=6, **places)
+    lines = [json.loads(line) for line in places["log"].read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 5, 9, 11, 14, 17, 19]
