@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from jaxinterp.model import Model
     from jaxinterp.tasks import Task
+
+
+MODEL = "smollm2-135m-instruct"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Job:
         out: Output folder; by default runs/ and the command's name.
     """
 
-    model: str = "smollm2-135m-instruct"
+    model: str = MODEL
     task: str = "ioi"
     n: int = 32
     seed: int = 0
@@ -108,6 +111,34 @@ class Setting:
         shutil.rmtree(self.parts, ignore_errors=True)
         say(f"Wrote {', '.join(path.name for path in written)} to {self.out}")
         say(f"Done in {time.perf_counter() - self.started:.0f} s")
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """A model and its tokenizer. Raises ``ValueError`` where there is none."""
+    from jaxinterp import loading
+
+    say(f"Loading {name}")
+    model, tokenizer = loading.load(name)
+    if tokenizer is None:
+        raise ValueError(f"{name} has no tokenizer: this command needs one.")
+    return model, tokenizer
+
+
+def write_results(
+    out: Path, found: Mapping[str, xr.DataArray | xr.Dataset],
+    draw: Mapping[str, Callable[[Path], Any]],
+) -> None:  # fmt: skip
+    """Results and pictures; says what was written."""
+    from jaxinterp import results
+    from jaxinterp.files import writable_folder
+
+    writable_folder(out)
+    written = [results.save(each, out / f"{name}.nc") for name, each in found.items()]
+    if draw and pictures():
+        for name, picture in draw.items():
+            picture(out / f"{name}.png")
+            written.append(out / f"{name}.png")
+    say(f"Wrote {', '.join(path.name for path in written)} to {out}")
 
 
 def pictures() -> bool:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from jaxinterp.cli.commands import OfJob
-from jaxinterp.cli.job import Job, bar, pictures, say
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-MODEL = "smollm2-135m-instruct"
+from jaxinterp.cli.job import MODEL, Job, bar, load_model, say, write_results
 
 
 def lens(
@@ -40,7 +35,7 @@ def lens(
     from jaxinterp import lens as room
     from jaxinterp import report
 
-    net, tokenizer = _load(model)
+    net, tokenizer = load_model(model)
     fitted = None if lens == Path() else room.load(lens)
     found = room.read(net, tokenizer(list(text)), fitted, top=top, tokenizer=tokenizer)
     end = found.isel(position=int(np.isfinite(found.kl.isel(layer=0, prompt=0)).sum()) - 1)
@@ -53,7 +48,7 @@ def lens(
         return lambda path: report.lens_table(found, path, prompt=prompt, colour=colour)
 
     draw = {f"lens_{p}": picture(p) for p in found.prompt.values.tolist()}
-    _write(out, {"lens": found}, draw)
+    write_results(out, {"lens": found}, draw)
 
 
 def dla(
@@ -79,7 +74,7 @@ def dla(
         print(f"{name:>12}  {value:+.3f}")
     title = f"{task.name} in {setting.model.name}: direct logit attribution"
     draw = {"dla": lambda path: report.component_bars(top, path, title=title)}
-    _write(setting.out, {"dla": found}, draw)
+    write_results(setting.out, {"dla": found}, draw)
 
 
 def heads(
@@ -101,7 +96,7 @@ def heads(
     from jaxinterp import heads as room
     from jaxinterp import report
 
-    net, tokenizer = _load(model)
+    net, tokenizer = load_model(model)
     tokens = room.repeated_tokens(net, n=n, length=length, seed=seed, bos=tokenizer.bos)
     found = {}
     for kind in ("previous_token", "duplicate_token", "induction"):
@@ -117,7 +112,7 @@ def heads(
         return lambda path: report.score_map(found[kind], path, title=kind)
 
     draw = {kind: picture(kind) for kind in found}
-    _write(out, found, draw)
+    write_results(out, found, draw)
     seen = room.attention(net, text or tokens[:1], tokenizer=tokenizer, by_value=by_value)
     title = f"Attention in {net.name}"
     say(f"Wrote {report.attention_view(seen, title=title).save(out / 'attention.html')}")
@@ -152,7 +147,7 @@ def neurons(
     from jaxinterp import corpora
     from jaxinterp import neurons as room
 
-    net, tokenizer = _load(model)
+    net, tokenizer = load_model(model)
     written = room.written_tokens(net, layer, neuron, k=k, tokenizer=tokenizer)
     stream = corpora.packed(corpora.open_texts(corpus), tokenizer, length, batch)
     with bar(batches * batch * length, "tokens") as progress:
@@ -169,7 +164,7 @@ def neurons(
         one = found.sel(layer=layer, neuron=n)
         for value, text in zip(one.value.values, one.text.values, strict=True):
             print(f"  {value:8.3f}  {str(text)!r}")
-    _write(out, {"examples": found, "written": written}, {})
+    write_results(out, {"examples": found, "written": written}, {})
 
 
 def probe(
@@ -193,7 +188,7 @@ def probe(
     from jaxinterp import points, probes, report
 
     rows = _rows(data, "text", "label")
-    net, tokenizer = _load(model)
+    net, tokenizer = load_model(model)
     tokens = tokenizer([row["text"] for row in rows])
     groups = [row.get("group") for row in rows]
     X = points.collect(net, tokens, position)
@@ -211,7 +206,7 @@ def probe(
         f"{f} {float(mean.baseline.sel(feature=f)):.3f}" for f in mean.feature.values
     ))  # fmt: skip
     draw = {"probe": lambda path: report.probe_curves(found, path, title=data.stem)}
-    _write(out, {"probe": found}, draw)
+    write_results(out, {"probe": found}, draw)
 
 
 def steer(
@@ -244,7 +239,7 @@ def steer(
     texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
         raise ValueError(f"{prompts} has no prompts: one per line.")
-    net, tokenizer = _load(model)
+    net, tokenizer = load_model(model)
     has, lacks = (
         points.collect(net, tokenizer([row[side] for row in rows]), site="resid_post")
         for side in ("positive", "negative")
@@ -269,17 +264,7 @@ def steer(
             span = f"{others.min():+.2f} to {others.max():+.2f}" if others.size else "none"
             print(f"{layer:>3} {c:+.2f}  {float(cell.sel(direction='pairs')):+.3f}  random {span}")
     draw = {"steer": lambda path: report.steering_curves(found, path, title=pairs.stem)}
-    _write(out, {"steer": found}, draw)
-
-
-def _load(name: str) -> tuple[Any, Any]:
-    from jaxinterp import loading
-
-    say(f"Loading {name}")
-    model, tokenizer = loading.load(name)
-    if tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer: this command needs one.")
-    return model, tokenizer
+    write_results(out, {"steer": found}, draw)
 
 
 def _rows(path: Path, *fields: str) -> list[dict[str, Any]]:
@@ -299,20 +284,3 @@ def _rows(path: Path, *fields: str) -> list[dict[str, Any]]:
         if missing := [f for f in fields if f not in row]:
             raise ValueError(f"Row {number} of {path} lacks {missing[0]!r}: it has {list(row)}.")
     return rows
-
-
-def _write(
-    out: Path, found: Mapping[str, xr.DataArray | xr.Dataset],
-    draw: Mapping[str, Callable[[Path], Any]],
-) -> None:  # fmt: skip
-    """Results and pictures; says what was written."""
-    from jaxinterp import results
-    from jaxinterp.files import writable_folder
-
-    writable_folder(out)
-    written = [results.save(each, out / f"{name}.nc") for name, each in found.items()]
-    if draw and pictures():
-        for name, picture in draw.items():
-            picture(out / f"{name}.png")
-            written.append(out / f"{name}.png")
-    say(f"Wrote {', '.join(path.name for path in written)} to {out}")

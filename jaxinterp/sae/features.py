@@ -45,7 +45,7 @@ def top_examples(
     d: Dictionary,
     batches: Iterable[Any],
     *,
-    features: Sequence[int] | None = None,
+    features: Sequence[int] | np.ndarray | None = None,
     k: int = 10,
     order: str = "top",
     window: tuple[int, int] = (10, 3),
@@ -82,7 +82,7 @@ def top_examples(
 
 
 def written_tokens(
-    model: Model, d: Dictionary, features: Sequence[int] | None = None, *, k: int = 10,
+    model: Model, d: Dictionary, features: Sequence[int] | np.ndarray | None = None, *, k: int = 10,
     tokenizer: Any = None,
 ) -> xr.Dataset:  # fmt: skip
     """The tokens whose logits a feature raises and lowers most, per unit of activation.
@@ -99,7 +99,7 @@ def written_tokens(
 
 
 def feature_effects(
-    model: Model, d: Dictionary, tokens: Any, features: Sequence[int] | None = None, *,
+    model: Model, d: Dictionary, tokens: Any, features: Sequence[int] | np.ndarray | None = None, *,
     factors: Sequence[float] = (0.0, 2.0), metric: Metric | None = None, first: bool = False,
     batch: int | None = None, on_done: Callable[[int], None] = ignore,
     record: Mapping[str, Any] | None = None,
@@ -153,7 +153,9 @@ def feature_effects(
     )  # fmt: skip
 
 
-def nearest(d: Dictionary, features: Sequence[int] | None = None, *, k: int = 5) -> xr.Dataset:
+def nearest(
+    d: Dictionary, features: Sequence[int] | np.ndarray | None = None, *, k: int = 5
+) -> xr.Dataset:
     """The features whose decoder rows are nearest, by cosine: dims (feature, rank)."""
     import xarray as xr
 

@@ -5,7 +5,7 @@ Errors are squared, summed over the width (and layers), averaged over examples.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,19 @@ class Parts(struct.PyTreeNode):
     variance: jax.Array
 
 
+class Firing(NamedTuple):
+    """Which features are active on some example [F] (or [L F]), and the least activation."""
+
+    fired: jax.Array
+    least: jax.Array
+
+
+def firing(features: jax.Array) -> Firing:
+    """`Firing` of features [B F]; inf where nothing is active."""
+    active = features > 0
+    return Firing(active.any(0), jnp.where(active, features, jnp.inf).min())
+
+
 def loss(
     d: Dictionary, x: jax.Array, y: jax.Array, coefficients: LossCoefficients,
     dead: jax.Array | None = None, *, k_aux: int = 0,
@@ -69,15 +82,21 @@ def loss(
     penalty = sparsity(d, code, coefficients)
     n = x.shape[0]
     active = (code.features != 0).reshape(n, -1).sum(1).mean(dtype=error.dtype)
-    variance = jax.lax.stop_gradient(jnp.square(y - y.mean(0)).reshape(n, -1).sum(1).mean())
-    aux = jnp.zeros_like(error)
+    parts = parts_of(y, rest, penalty, jnp.zeros_like(error), active)
+    aux = parts.auxk
     if dead is not None and k_aux:
         # A share of what is left, in the error's units: the coefficient means what it does where
         # the error is a share of the variance.
-        aux = variance * auxk(d, code, rest, dead, k_aux)
+        aux = parts.variance * auxk(d, code, rest, dead, k_aux)
     total = main + coefficients.sparsity * penalty + coefficients.auxk * aux
-    parts = Parts(rest_error(rest), penalty, aux, active, variance)
-    return total, (jax.tree.map(jax.lax.stop_gradient, parts), code.features)
+    parts = jax.tree.map(jax.lax.stop_gradient, parts.replace(auxk=aux))
+    return total, (parts, code.features)
+
+
+def parts_of(y: Any, rest: Any, penalty: Any, auxk: Any, l0: Any) -> Parts:
+    """The parts, from the targets y [B ...] and what is left of them; no slopes to y's variance."""
+    variance = jnp.square(y - y.mean(0)).reshape(len(y), -1).sum(1).mean()
+    return Parts(rest_error(rest), penalty, auxk, l0, jax.lax.stop_gradient(variance))
 
 
 def rest_error(rest: jax.Array) -> jax.Array:

@@ -21,6 +21,7 @@ from jaxinterp.loading.reading import read_json
 from jaxinterp.sae.devices import everywhere, place_batch, place_states
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.scaling import Scaling, fold, measure
+from jaxinterp.sae.sparse import slots_for
 from jaxinterp.sae.training import (
     Given,
     Hyperparameters,
@@ -84,6 +85,9 @@ def train(
         raise ValueError(f"on_bad={on_bad!r}, expected one of {', '.join(ON_BAD)}.")
     members = members.spread()
     members.check(config)
+    if training.slots is None:
+        slots = 0 if mesh is not None else slots_for(config, float(np.max(members.k)))
+        training = dataclasses.replace(training, slots=slots)
     source = Given() if source is None else source
     place = None if folder is None else Path(folder).absolute()
     run = _Run(config, training, members, source.about, place)

@@ -16,10 +16,11 @@ import numpy as np
 from flax import struct
 
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
-from jaxinterp.sae.losses import LossCoefficients, Parts, loss
+from jaxinterp.sae.losses import LossCoefficients, Parts, firing, loss
 from jaxinterp.sae.scaling import Scaling
+from jaxinterp.sae.sparse import TOPK, most_active, sparse_loss
 
-TOPK = ("topk", "batch_topk")
+ALONE = 2**21  # activations (examples x features): vmapped members would leave the cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,9 @@ class TrainingConfig:
     1 throughout. dead_after: examples without firing; k_aux: dead features that learn from one
     example (default d_out / 2); auxk: the coefficient of their loss (default 1/32 with TopK and
     BatchTopK, else none). threshold: JumpReLU's at the start.
-    threshold_decay: of BatchTopK's running threshold. b1, b2: Adam's.
+    threshold_decay: of BatchTopK's running threshold. b1, b2: Adam's. slots: features of an
+    example that a TopK's or BatchTopK's update holds, which then multiplies by them alone where
+    they suffice (`jaxinterp.sae.sparse`); 0: none, None: `train` chooses.
     """
 
     steps: int
@@ -48,6 +51,7 @@ class TrainingConfig:
     auxk: float | None = None
     threshold: float = 0.1
     threshold_decay: float = 0.99
+    slots: int | None = None
     b1: float = 0.9
     b2: float = 0.999
 
@@ -219,8 +223,9 @@ def update(
 ) -> tuple[State, Seen]:
     """One update of one member on examples x [B ...], y [B ...], centred and scaled.
 
-    auxk: False where it is known that no feature is dead, which saves two products.
-    Where an example, the loss or a slope is not finite, nothing changes but the step.
+    auxk: False where it is known that no feature is dead, which saves two products, or four with
+    ``training.slots``. Where an example, the loss or a slope is not finite, nothing changes but the
+    step.
     """
     import optax
 
@@ -229,11 +234,25 @@ def update(
     coefficients = training.coefficients(c, member, state.step)
     k_aux = c.d_out // 2 if training.k_aux is None else training.k_aux
 
-    def of(params: Parameters) -> Any:
+    def dense(params: Parameters) -> Any:
         one = d.replace(params=params)
-        return loss(one, x, y, coefficients, dead if auxk else None, k_aux=k_aux)
+        total, (parts, features) = loss(
+            one, x, y, coefficients, dead if auxk else None, k_aux=k_aux
+        )
+        return total, (parts, firing(features))
 
-    (total, (parts, features)), slopes = jax.value_and_grad(of, has_aux=True)(d.params)
+    def sparse(params: Parameters) -> Any:
+        return sparse_loss(d.replace(params=params), x, y, active)
+
+    def sloped(function: Any) -> Any:
+        return lambda: jax.value_and_grad(function, has_aux=True)(d.params)
+
+    if training.slots and not auxk:
+        active = most_active(d, x, training.slots)
+        found = jax.lax.cond(active.short, sloped(dense), sloped(sparse))
+    else:
+        found = sloped(dense)()
+    (total, (parts, seen)), slopes = found
     if training.unit_norm:
         W, slope = d.params.W_dec, slopes.W_dec
         slopes = slopes.replace(W_dec=slope - _along(slope, W, c) * W)
@@ -245,22 +264,19 @@ def update(
     if c.activation == "jumprelu":
         params = params.replace(threshold=jnp.maximum(params.threshold, 0))
     if c.activation == "batch_topk":
-        least = jnp.where(features > 0, features, jnp.inf).min()
-        least = jnp.where(jnp.isfinite(least), least, d.params.threshold)
-        kept = (
-            training.threshold_decay * d.params.threshold + (1 - training.threshold_decay) * least
-        )
+        least = jnp.where(jnp.isfinite(seen.least), seen.least, d.params.threshold)
+        # Early on the mean is over what there has been, lest it lag behind in short runs.
+        decay = jnp.minimum(training.threshold_decay, (1 + state.step) / (10 + state.step))
+        kept = decay * d.params.threshold + (1 - decay) * least
         params = params.replace(threshold=jnp.where(state.step == 0, least, kept))
-    fired = (features != 0).any(0)
-    silent = jnp.where(fired, 0, jnp.minimum(state.silent, 2**30) + x.shape[0])
+    silent = jnp.where(seen.fired, 0, jnp.minimum(state.silent, 2**30) + x.shape[0])
     new = State(d.replace(params=params), moments, silent, state.step + 1)
     given = jnp.isfinite(x).all() & jnp.isfinite(y).all()
     leaves = jax.tree.leaves((total, slopes))
     sound = given & jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
     kept_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, state)
     dead_now = (new.silent >= training.dead_after).mean(dtype=parts.error.dtype)
-    seen = Seen(parts, dead_now, given, sound)
-    return kept_state.replace(step=state.step + 1), seen
+    return kept_state.replace(step=state.step + 1), Seen(parts, dead_now, given, sound)
 
 
 def _along(slope: jax.Array, W: jax.Array, c: DictionaryConfig) -> jax.Array:
@@ -277,12 +293,18 @@ def advance(
     *,
     training: TrainingConfig,
 ) -> tuple[State, Any, Seen]:
-    """All members one update on, on what the source makes of a batch."""
+    """All members one update on, on what the source makes of a batch.
+
+    Together under ``vmap``, or one after another where one alone is work enough.
+    """
     source, x, y = source.take(batch)
     x, y = scaling(x, y)
+    size = len(x) * states.silent[0].size
 
     def moved(auxk: bool) -> Any:
-        run = functools.partial(update, training=training, auxk=auxk)
+        run: Any = functools.partial(update, training=training, auxk=auxk)
+        if size >= ALONE or training.slots:
+            return lambda: jax.lax.map(lambda one: run(*one, x, y), (states, members))
         return lambda: jax.vmap(run, in_axes=(0, 0, None, None))(states, members, x, y)
 
     # Outside the vmap, where a condition leaves work out: mostly no feature of any member is dead.

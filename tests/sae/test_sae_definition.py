@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxinterp import sae
-from jaxinterp.sae.selection import keep_largest, kth_largest
+from jaxinterp.sae.selection import keep_largest, separator
 
 D, O, F, L, B, K = 5, 4, 12, 3, 7, 3
 WIDE = 0.3  # a bandwidth that catches some of so few numbers
@@ -185,20 +185,36 @@ def test_the_geometric_median_is_of_least_distance():
     assert distance(at) < distance(x.mean(0))
 
 
+def sorted_largest(v, k):
+    """The k largest of each row, and equals of the k-th; by sorting."""
+    least = np.sort(v, -1)[..., ::-1][..., k - 1 : k]
+    return np.where((v >= least) & (v > 0), v, 0)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_kth_largest(dtype):
+def test_the_largest_are_kept(dtype):
     with jax.enable_x64(dtype == np.float64):
-        v = np.maximum(np.random.default_rng(0).normal(size=(6, 40)), 0).astype(dtype)
+        rng = np.random.default_rng(0)
+        v = np.maximum(rng.normal(size=(6, 40)), 0).astype(dtype)
         v[0, :5] = 1e-30
         v[1] = 0
+        v[2] = rng.choice([0, 0.5, 1], 40)  # equals
+        v[3] = np.exp(20 * rng.normal(size=40))  # of many sizes
         for k in (1, 2, 7, 40):
-            expected = np.sort(v, 1)[:, ::-1][:, k - 1 : k]
-            np.testing.assert_array_equal(kth_largest(jnp.asarray(v), k, (1,)), expected)
-            expected = np.sort(v.ravel())[::-1][k - 1]
-            np.testing.assert_array_equal(kth_largest(jnp.asarray(v), k, (0, 1))[0, 0], expected)
+            found = keep_largest(jnp.asarray(v), k, (1,))
+            np.testing.assert_array_equal(found, sorted_largest(v, k))
+            found = keep_largest(jnp.asarray(v), k, (0, 1))
+            np.testing.assert_array_equal(np.ravel(found), sorted_largest(v.ravel(), k))
         several = jax.vmap(lambda k: keep_largest(jnp.asarray(v), k, (1,)))(jnp.array([1, 3]))
-        assert (np.count_nonzero(several, axis=2) <= [[1], [3]]).all()
-        assert np.count_nonzero(several[1, 2]) == 3
+        for found, k in zip(several, (1, 3), strict=True):
+            np.testing.assert_array_equal(found, sorted_largest(v, k))
+
+
+def test_a_separator_of_many_numbers_is_exact():
+    v = np.maximum(np.random.default_rng(1).normal(size=(300, 500)), 0).astype(np.float32)
+    for k in (1, 300, 9000, 70_000, 120_000):
+        least = separator(jnp.asarray(v), k, (0, 1))
+        assert (v >= least).sum() == k if k < (v > 0).sum() else float(least[0, 0]) == 0
 
 
 def test_batch_topk_alone_uses_its_threshold():

@@ -17,6 +17,8 @@ from small_models import small_model
 
 from jaxinterp import sae
 from jaxinterp.loading import LoadError
+from jaxinterp.sae.losses import firing
+from jaxinterp.sae.sparse import most_active, slots_for, sparse_loss
 
 D, F, B = 8, 24, 32
 CONFIG = sae.DictionaryConfig(D, F)
@@ -109,6 +111,66 @@ def test_a_front_is_its_members_trained_alone(name):
         alone = sae.train(config, stream(12), training, own.replace(**one))
         leaves_equal(together.dictionaries[i], alone.dictionaries[0], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(together.history.l0[:, i], alone.history.l0[:, 0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["topk", "batch_topk"])
+@pytest.mark.parametrize(
+    "fields", [{}, {"subtract_bias": True}, {"kind": "transcoder", "skip": True, "d_out": 5}]
+)
+def test_sparse_products_are_the_dense_ones(activation, fields):
+    config = sae.DictionaryConfig(D, F, activation=activation, **fields)
+    rng = np.random.default_rng(3)
+    x = next(iter(stream(1)))
+    y = rng.normal(size=(B, config.d_out)).astype(np.float32) if config.kind != "sae" else x
+    arrays = {n: jnp.asarray(rng.normal(size=s), "float32") for n, s in config.shapes.items()}
+    d = sae.Dictionary(sae.Parameters(**arrays), config, 3.0)
+    active = most_active(d, x, 20)
+    assert not active.short
+    values, index = (np.asarray(a).reshape(B, 20) for a in (active.values, active.features))
+    code = np.asarray(sae.encode(d, x, together=True).features)[active.order]
+    held = np.zeros_like(code)
+    np.put_along_axis(held, index, values, 1)
+    np.testing.assert_allclose(held, code, atol=1e-5)
+
+    def dense(params, x):
+        total, (parts, features) = sae.loss(d.replace(params=params), x, y, sae.LossCoefficients())
+        return total, (parts, firing(features))
+
+    def sparse(params, x):
+        return sparse_loss(d.replace(params=params), x, y, active)
+
+    found, expected = (
+        jax.value_and_grad(f, (0, 1), has_aux=True)(d.params, x) for f in (sparse, dense)
+    )
+    leaves_equal(found, expected, rtol=1e-4, atol=1e-4)
+    used = int((values > 0).sum(1).max())
+    assert bool(most_active(d, x, used - 1).short)  # too few slots are noticed
+
+
+def test_updates_without_slots_enough_are_dense():
+    config = sae.DictionaryConfig(D, F, activation="batch_topk")
+    members = sae.Hyperparameters(k=np.array([2, 3]), learning_rate=1e-2, seed=[0, 1])
+
+    def run(slots):
+        training = sae.TrainingConfig(8, slots=slots, dead_after=10**6)
+        return sae.train(config, stream(8), training, members, log_every=1).history
+
+    dense = run(0)
+    for slots in (20, 5, 2):
+        found = run(slots)
+        for name in ("l0", "error", "explained", "dead"):
+            np.testing.assert_allclose(found[name], dense[name], rtol=1e-3)
+
+
+def test_slots_are_chosen_where_they_pay():
+    def chosen(k, **fields):
+        return slots_for(sae.DictionaryConfig(64, 4096, **fields), k)
+
+    assert chosen(32, activation="topk") == 32
+    assert chosen(32, activation="batch_topk") == 128
+    assert chosen(2000, activation="topk") == 0
+    assert chosen(32, activation="batch_topk", prefixes=(64, 4096)) == 0
+    assert chosen(0) == 0
 
 
 @pytest.mark.parametrize("name", ["relu", "batch_topk", "jumprelu"])

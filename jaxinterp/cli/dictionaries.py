@@ -1,0 +1,297 @@
+"""The commands about sparse dictionaries: each is thin over the library."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import tyro
+
+from jaxinterp.cli.job import MODEL, bar, load_model, say, write_results
+
+if TYPE_CHECKING:
+    import jax
+
+    from jaxinterp.model import Model
+    from jaxinterp.sae import Dictionary, DictionaryConfig
+
+Given = Annotated[Path, tyro.conf.Positional]
+
+
+def evaluate(
+    dictionary: Given,
+    model: str = MODEL,
+    corpus: Path = Path(),
+    site: str = "",
+    layer: int = -1,
+    target: str = "",
+    blocks: int = 32,
+    length: int = 128,
+    batch: int = 8,
+    out: Path = Path("runs/sae-evaluate"),
+) -> None:
+    """Measure a dictionary on held-out text: reconstruction, and the model's loss with it in place.
+
+    Args:
+        dictionary: Its folder, of any form that is known (or a layer_N.safetensors of a set).
+        model: A built-in name, hub id, local folder, .gguf file or checkpoint.
+        corpus: A text file or a folder of them; by default WikiText-2's test part.
+        site: Where it reads, if its files do not tell.
+        layer: The layer it reads, if its files do not tell.
+        target: What a transcoder writes, if its files do not tell.
+        blocks: Of held-out text.
+        length: Tokens per block; the first of each is left out.
+        batch: Blocks per program call.
+        out: Output folder.
+    """
+    from jaxinterp import results, sae
+    from jaxinterp.sae.dictionary import described
+
+    d = _dictionary(dictionary, site, layer, target)
+    if d.config.kind == "transcoder" and not d.config.target:
+        raise ValueError(f"The files of {dictionary} do not tell what it writes: give --target.")
+    net, _, held = _held(d, model, corpus, blocks, length, batch)
+    total = np.zeros(d.config.d_in)
+    with bar(len(held) * batch * length, "tokens") as progress:
+
+        def examples() -> Iterator[Any]:
+            nonlocal total
+            for each in _values(net, d.config, held):
+                x = each[0] if isinstance(each, tuple) else each
+                total = total + np.asarray(x, np.float64).sum(0)
+                yield each
+                progress.update(batch * length)
+
+        own = sae.reconstruction(d, examples())
+    record = {"corpus": named(corpus), "length": length}
+    own = own.assign_attrs(
+        results.claim(
+            net, method="reconstruction", site=d.config.site, layers=list(d.config.layers),
+            examples=own.attrs["examples"], dictionary=described(d), **record,
+        )
+    )  # fmt: skip
+    found = {"reconstruction": own}
+    if d.config.kind == "sae":
+        loss = sae.loss_recovered(net, d, held, total / own.attrs["examples"])
+        found["loss"] = loss.assign_attrs(record)
+    else:
+        say(f"The loss with it in place is an SAE's; this is a {d.config.kind}.")
+    table: dict[str, Any] = {"dictionary": str(dictionary), **record}
+    for name, each in found.items():
+        table[name] = {n: float(v) for n, v in each.data_vars.items() if not v.dims}
+        print(f"{name}: " + "  ".join(f"{n} {v:.4g}" for n, v in table[name].items()))
+    write_results(out, found, {})
+    (out / "evaluation.json").write_text(json.dumps(table, indent=2), encoding="utf-8")
+
+
+def dashboard(
+    dictionary: Given,
+    model: str = MODEL,
+    corpus: Path = Path(),
+    site: str = "",
+    layer: int = -1,
+    features: tuple[int, ...] = (),
+    show: int = 300,
+    k: int = 10,
+    effects: int = 4,
+    blocks: int = 256,
+    length: int = 128,
+    batch: int = 8,
+    out: Path = Path("runs/sae-dashboard.html"),
+) -> None:
+    """Describe features on one page: what activates them, what they write, what ablating does.
+
+    Args:
+        dictionary: Its folder, of any form that is known (or a layer_N.safetensors of a set).
+        model: A built-in name, hub id, local folder, .gguf file or checkpoint.
+        corpus: A text file or a folder of them; by default WikiText-2's test part.
+        site: Where it reads, if its files do not tell.
+        layer: The layer it reads, if its files do not tell.
+        features: Their numbers; by default --show at random of those that are active.
+        show: How many features, where --features does not say which.
+        k: Examples of each, of the largest activations and of every part of their range.
+        effects: Blocks in which each feature is ablated and doubled; 0 for none.
+        blocks: Of text.
+        length: Tokens per block; the first of each is left out.
+        batch: Blocks per program call.
+        out: The page.
+    """
+    from jaxinterp import sae
+    from jaxinterp.report.features import write_features
+    from jaxinterp.sae.study import study_features
+
+    positive(show=show, k=k)
+    if effects < 0 or effects == 1:
+        raise ValueError(f"--effects {effects}: 0, or 2 blocks at least, which an interval needs.")
+    d = _dictionary(dictionary, site, layer)
+    net, tokenizer, held = _held(d, model, corpus, blocks, length, batch)
+    chosen = list(features)
+    if not chosen:
+        density = sae.reconstruction(d, _values(net, d.config, held)).density.values
+        alive = np.flatnonzero(density)
+        if not len(alive):
+            raise ValueError("No feature is active on this text: give more --blocks.")
+        chosen = sorted(np.random.default_rng(0).permutation(alive)[:show].tolist())
+        say(f"{len(alive)} of {len(density)} features are active, {len(chosen)} are shown")
+    caused = None
+    if effects and d.config.kind == "sae":
+        some = np.concatenate([tokens.ids for tokens in held])[:effects]
+        with bar(2 * len(chosen) * len(some), "experiments") as progress:
+            caused = sae.feature_effects(net, d, some, chosen, batch=batch, on_done=progress.update)
+    with bar(len(held) * batch * length, "tokens") as progress:
+        study = study_features(
+            net, d, held, features=chosen, k=k, sample=max(100, 4 * k), effects=caused,
+            written=8 if d.config.d_out == net.config.d_model else 0, tokenizer=tokenizer,
+            on_done=progress.update, record={"corpus": named(corpus), "length": length},
+        )  # fmt: skip
+    title = f"Features at {d.config.site} {d.config.layers[0]} of {net.name}"
+    say(f"Wrote {write_features(study, out, title=title)}")
+
+
+def convert(
+    dictionary: Given,
+    out: Given,
+    form: str = "saelens",
+    read_as: str = "",
+    overwrite: bool = False,
+    seed: int = 0,
+) -> None:
+    """Write a dictionary in another library's form, and check that its features are the same.
+
+    Args:
+        dictionary: Its folder, of any form that is known (or a layer_N.safetensors of a set).
+        out: The folder to write.
+        form: saelens, jaxinterp, gemma-scope, gemma-scope-2, dictionary-learning, sparsify,
+            circuit-tracer.
+        read_as: The form that is read; by default seen from the files.
+        overwrite: Whether to replace what is at --out.
+        seed: Of the random inputs of the check.
+    """
+    from jaxinterp import sae
+
+    d = sae.load(dictionary, form=read_as or None)
+    sae.save(out, d, form=form, overwrite=overwrite)
+    x, before = _lively(d, seed)
+    after = np.asarray(sae.load(out, form=form).encode(x))
+    on, still = before != 0, after != 0
+    apart = float(np.abs(np.where(on & still, before - after, 0)).max())
+    print(
+        f"On {len(x)} random inputs with {on.sum() / len(x):.1f} active features each: features "
+        f"differ by at most {apart:.2g} (the largest is {before.max():.3g}); "
+        f"{int((on != still).sum())} are active in one only."
+    )
+    say(f"Wrote {out}")
+
+
+def _dictionary(path: Path, site: str, layer: int, target: str = "") -> Dictionary:
+    """A dictionary and where it reads; raises ``ValueError`` where neither files nor we know."""
+    from jaxinterp import sae
+
+    given: dict[str, Any] = {
+        "site": site,
+        "layers": (layer,) if layer >= 0 else (),
+        "target": target,
+    }
+    d = sae.load(path, **{name: value for name, value in given.items() if value})
+    if not d.config.site or not d.config.layers:
+        raise ValueError(
+            f"The files of {path} do not tell where it reads: give --site and --layer."
+        )
+    return d
+
+
+def _held(
+    d: Dictionary, model: str, corpus: Path, blocks: int, length: int, batch: int
+) -> tuple[Model, Any, list[Any]]:
+    """A model that the dictionary fits, its tokenizer, and batches of text."""
+    from jaxinterp import corpora
+
+    positive(blocks=blocks, length=length - 1, batch=batch)
+    rows = texts(corpus, "test")
+    net, tokenizer = load_model(model)
+    c = d.config
+    for place, width in ((c.site, c.d_in), (c.target or c.site, c.d_out)):
+        for layer in c.layers:
+            if (there := width_at(net, place, layer)) != width:
+                raise ValueError(
+                    f"The dictionary has width {width} at {place}, {net.name} has {there}: it is "
+                    "another model's."
+                )
+    if c.model not in ("", net.name):
+        say(f"The dictionary is of {c.model}, measured here in {net.name}.")
+    stream = corpora.packed(rows, tokenizer, length, batch)
+    held = list(itertools.islice(stream, -(-blocks // batch)))
+    if not held:
+        raise ValueError(f"{named(corpus)} does not fill {batch} blocks of --length {length}.")
+    return net, tokenizer, held
+
+
+def _values(net: Model, config: DictionaryConfig, batches: Iterable[Any]) -> Iterator[Any]:
+    """What a dictionary reads, and beside it what it writes where that differs."""
+    import jax
+
+    from jaxinterp import sae
+
+    read = jax.jit(functools.partial(sae.values_at, config=config, first=False))
+    for tokens in batches:
+        x, y = read(net, tokens)
+        yield (x, y) if config.target not in ("", config.site) else x
+
+
+def _lively(d: Dictionary, seed: int) -> tuple[jax.Array, np.ndarray]:
+    """Random inputs, of a scale at which features are active, and these features."""
+    import jax.numpy as jnp
+
+    c, n = d.config, 256
+    shape = (n, c.n_layers, c.d_in) if c.layered else (n, c.d_in)
+    noise = np.random.default_rng(seed).normal(size=shape)
+    centre = np.asarray(d.params.b_dec) if c.kind == "sae" else 0
+    for scale in 10.0 ** np.arange(7):
+        x = jnp.asarray(centre + scale * noise, jnp.float32)
+        features = np.asarray(d.encode(x))
+        if (features != 0).sum() >= n:
+            break
+    return x, features
+
+
+def width_at(net: Model, name: str, layer: int) -> int:
+    """Of a site's vectors; raises ``ValueError`` for a site or layer that no dictionary reads."""
+    from jaxinterp.model import sites
+
+    site = sites.require(net.config, name)
+    if not site.layered or site.axes not in (("position", "d_model"), ("position", "neuron")):
+        raise ValueError(
+            f"--site {name}: a dictionary reads a vector per token inside a layer, such as "
+            "resid_post, mlp_out or mlp_post."
+        )
+    if not 0 <= layer < net.config.n_layers:
+        raise ValueError(f"--layer {layer}: {net.name} has 0 to {net.config.n_layers - 1}.")
+    width = sites.axis_size(net.config, site, site.axes[-1])
+    assert width is not None
+    return width
+
+
+def texts(corpus: Path, part: str) -> Iterable[Any]:
+    """A corpus's rows; by default those of a part of WikiText-2."""
+    from jaxinterp import corpora, loading
+
+    if corpus == Path():
+        return corpora.read_lines(loading.fetch("wikitext-2") / f"{part}.raw.gz")
+    return corpora.open_texts(corpus)
+
+
+def named(corpus: Path) -> str:
+    return "wikitext-2" if corpus == Path() else str(corpus)
+
+
+def positive(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            least = 2 if name == "length" else 1
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {value + least - 1}: at least {least}.")

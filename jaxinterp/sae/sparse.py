@@ -1,0 +1,182 @@
+"""The loss of a TopK or BatchTopK through the few features that are active.
+
+Of an update's five products with dense codes, four are mostly with zeros. Here an example has C
+slots, its features in descending order, and a product is a loop over slots that gathers rows of the
+weights, or adds to them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
+from jaxinterp.sae.losses import Firing, Parts, parts_of, rest_error
+from jaxinterp.sae.selection import keep_largest
+
+TOPK = ("topk", "batch_topk")
+SPARE = 4  # slots of a BatchTopK for each feature that examples use on average
+BLOCKS = 8  # of examples
+WORTH = 16  # a loop's slot costs as much as so many features of a dense product, on CPUs
+
+
+def slots_for(config: DictionaryConfig, k: float) -> int:
+    """How many slots pay, for at most k features per example; 0: dense products do."""
+    if config.activation not in TOPK or config.prefixes or config.layered:
+        return 0
+    slots = int(-(-k // 1)) * (1 if config.activation == "topk" else SPARE)
+    return slots if slots * WORTH <= SPARE * config.n_features else 0
+
+
+class Active(NamedTuple):
+    """Values [m b C] in descending order, 0 in slots that are empty, and whose they are.
+
+    Examples lie in m blocks, by how many features they use: a block's loop ends with its longest.
+    order [B]: the examples so arranged. short: whether some example needs more slots.
+    """
+
+    values: jax.Array
+    features: jax.Array
+    order: jax.Array
+    short: jax.Array
+
+
+def most_active(d: Dictionary, x: jax.Array, slots: int) -> Active:
+    """The features that a TopK or BatchTopK keeps of examples x [B D]."""
+    p, c, n = d.params, d.config, len(x)
+    active = jax.nn.relu((x - p.b_dec if c.subtract_bias else x) @ p.W_enc + p.b_enc)
+    if c.activation == "batch_topk":
+        total = jnp.round(jnp.asarray(d.k) * n)
+        active = keep_largest(active, total, (0, 1), near=p.threshold)
+    values, index = lax.top_k(active, slots)
+    if c.activation == "topk":
+        values = jnp.where(jnp.arange(slots) < d.k, values, 0)
+        short = jnp.asarray(d.k) > slots
+    else:
+        short = (active > 0).sum(1).max() > slots
+    order = jnp.argsort((values > 0).sum(1), descending=True)
+    m = max(i for i in range(1, BLOCKS + 1) if n % i == 0)
+    values, index = (a[order].reshape(m, -1, slots) for a in (values, index))
+    return Active(values, index, order, short)
+
+
+def sparse_loss(
+    d: Dictionary, x: jax.Array, y: jax.Array, found: Active
+) -> tuple[jax.Array, tuple[Parts, Firing]]:
+    """`jaxinterp.sae.losses.loss` without AuxK, of the features that `most_active` found."""
+    p, c = d.params, d.config
+    values, index = found.values, found.features
+    x, y = x[found.order], y[found.order]
+    read = _read(x - p.b_dec if c.subtract_bias else x, p.W_enc, p.b_enc, values, index)
+    rest = y - _write(read, p.W_dec, index) - p.b_dec
+    if c.skip:
+        rest = rest - x @ p.W_skip
+    error = rest_error(rest)
+    active = values > 0
+    fired = jnp.zeros(c.n_features, bool).at[index].max(active)
+    least = jnp.where(active, values, jnp.inf).min()
+    zero = jnp.zeros_like(error)
+    parts = parts_of(y, rest, zero, zero, active.sum(-1).mean(dtype=error.dtype))
+    return error, (parts, Firing(fired, least))
+
+
+# Loops over slots. W [F O] is gathered from by whole blocks, added to example by example.
+
+
+def _used(values: jax.Array) -> jax.Array:
+    """The number of slots [...] that are not empty, of values [... C]."""
+    return (values > 0).sum(-1)
+
+
+def _gather_sum(amounts: jax.Array, used: Any, index: jax.Array, W: jax.Array) -> jax.Array:
+    """The sum over an example's slots of amounts [m b C] times their rows of W: [B O]."""
+
+    def block(one: Any) -> jax.Array:
+        amount, number, rows = one
+
+        def add(i: jax.Array, out: jax.Array) -> jax.Array:
+            return out + amount[:, i, None] * W[rows[:, i]]
+
+        start = jnp.zeros((len(amount), W.shape[1]), W.dtype)
+        return lax.fori_loop(0, number.max(), add, start)
+
+    return lax.map(block, (amounts, used, index)).reshape(-1, W.shape[1])
+
+
+def _along(y: jax.Array, used: Any, index: jax.Array, W: jax.Array) -> jax.Array:
+    """The products of examples y [B O] with the rows of their slots: [m b C]."""
+    m, b, slots = index.shape
+    ones = jnp.ones((W.shape[1], 1), W.dtype)
+
+    def block(one: Any) -> jax.Array:
+        y, number, rows = one
+
+        def put(i: jax.Array, out: jax.Array) -> jax.Array:
+            return out.at[i].set(((y * W[rows[:, i]]) @ ones)[:, 0])  # a sum, but vectorised
+
+        return lax.fori_loop(0, number.max(), put, jnp.zeros((slots, b), W.dtype)).T
+
+    return lax.map(block, (y.reshape(m, b, -1), used, index))
+
+
+def _scatter_sum(
+    amounts: jax.Array, used: Any, index: jax.Array, x: jax.Array, size: int
+) -> jax.Array:
+    """The sum over examples x [B O] of x times its slots' amounts, in the slots' rows: [F O]."""
+    amounts, index = (a.reshape(-1, a.shape[-1]) for a in (amounts, index))
+    used = used.reshape(-1)
+
+    def example(b: jax.Array, out: jax.Array) -> jax.Array:
+        def add(i: jax.Array, out: jax.Array) -> jax.Array:
+            row = index[b, i], jnp.zeros((), index.dtype)
+            old = lax.dynamic_slice(out, row, (1, out.shape[1]))
+            return lax.dynamic_update_slice(out, old + amounts[b, i] * x[b], row)
+
+        return lax.fori_loop(0, used[b], add, out)
+
+    return lax.fori_loop(0, len(x), example, jnp.zeros((size, x.shape[1]), x.dtype))
+
+
+@jax.custom_vjp
+def _read(x: jax.Array, W: jax.Array, b: jax.Array, values: jax.Array, index: jax.Array) -> Any:
+    """``values``, relu(x W + b) at ``index``, as a function of x [B D], W [D F] and b [F]."""
+    return values
+
+
+def _read_forward(x: Any, W: Any, b: Any, values: Any, index: Any) -> Any:
+    return values, (x, W, values, index)
+
+
+def _read_backward(saved: Any, slope: jax.Array) -> Any:
+    x, W, values, index = saved
+    used, slope = _used(values), jnp.where(values > 0, slope, 0)
+    W_slope = _scatter_sum(slope, used, index, x, W.shape[1]).T
+    b_slope = jnp.zeros(W.shape[1], x.dtype).at[index].add(slope)
+    x_slope = _gather_sum(slope, used, index, W.T)  # left out of programs that do not ask
+    return x_slope, W_slope, b_slope, jnp.zeros_like(values), None
+
+
+_read.defvjp(_read_forward, _read_backward)
+
+
+@jax.custom_vjp
+def _write(values: jax.Array, W: jax.Array, index: jax.Array) -> jax.Array:
+    """What values [m b C] say through the rows ``index`` of W [F O]: [B O]."""
+    return _gather_sum(values, _used(values), index, W)
+
+
+def _write_forward(values: Any, W: Any, index: Any) -> Any:
+    return _write(values, W, index), (values, W, index)
+
+
+def _write_backward(saved: Any, slope: jax.Array) -> Any:
+    values, W, index = saved
+    used = _used(values)
+    W_slope = _scatter_sum(values, used, index, slope, len(W))
+    return _along(slope, used, index, W), W_slope, None
+
+
+_write.defvjp(_write_forward, _write_backward)
