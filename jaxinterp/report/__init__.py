@@ -4,6 +4,8 @@ Every function takes the labelled result of a sweep (an ``xarray.DataArray`` wit
 ``prompt`` dim and the per-prompt baselines ``clean`` and ``corrupted``) and changes nothing.
 """
 
+from jaxinterp.report.features import write_features
+from jaxinterp.report.fronts import front_curves
 from jaxinterp.report.graphs import draw_circuit, scatter
 from jaxinterp.report.html import write_report
 from jaxinterp.report.plots import heatmap, spread
@@ -21,7 +23,8 @@ from jaxinterp.report.tables import summarize, summary_table
 from jaxinterp.report.views import View, attention_view, token_view
 
 __all__ = [
-    "View", "attention_view", "component_bars", "draw_circuit", "heatmap", "lens_curves",
-    "lens_table", "phase_map", "probe_curves", "projections", "scatter", "score_map", "spread",
-    "steering_curves", "summarize", "summary_table", "token_view", "write_report",
+    "View", "attention_view", "component_bars", "draw_circuit", "front_curves", "heatmap",
+    "lens_curves", "lens_table", "phase_map", "probe_curves", "projections", "scatter",
+    "score_map", "spread", "steering_curves", "summarize", "summary_table", "token_view",
+    "write_features", "write_report",
 ]  # fmt: skip

@@ -7,12 +7,24 @@ const LIGHT_SCALE = ["#053061", "#2166ac", "#4393c3", "#92c5de", "#d1e5f0", "#f7
   "#fddbc7", "#f4a582", "#d6604d", "#b2182b", "#67001f"];
 const DARK_SCALE = ["#b5e0ff", "#6cb8f0", "#3787c8", "#235d91", "#1d3c59", "#22272d",
   "#57342c", "#904332", "#c65b41", "#ef8a6b", "#ffcbb2"];
+const tip = document.getElementById("tip");
 let printing = false;
 
 const range = (n) => Array.from({ length: n }, (_, i) => i);
 const known = (x) => x !== null && Number.isFinite(x);
 const show = (x, digits = 3) => (known(x) ? x.toFixed(digits).replace("-", "−") : "–");
 const between = (low, high) => (known(low) && known(high) ? `[${show(low)}, ${show(high)}]` : "–");
+
+const visible = (token) => token.replaceAll("\n", "↵").replaceAll("\t", "→");
+
+/** Words beside a point of the window. */
+function tell(words, x, y) {
+  tip.textContent = words;
+  tip.hidden = false;
+  const { width, height } = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(4, Math.min(x + 14, innerWidth - width - 8))}px`;
+  tip.style.top = `${y + 18 + height > innerHeight ? y - height - 10 : y + 18}px`;
+}
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);

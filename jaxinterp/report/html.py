@@ -46,7 +46,7 @@ def write_report(
     if not results:
         raise ValueError("There are no results to report on: give at least one.")
     sections = [_section(name, result) for name, result in results.items()]
-    data = {"title": title, "extra": _record(extra or {}), "sections": sections}
+    data = {"title": title, "extra": record_rows(extra or {}), "sections": sections}
     plain = "\n\n".join(f"{name}\n{summary_table(r)}" for name, r in results.items())
     page = render(
         "page.html", title=title, data=data, style=("page.css",), script=("draw.js", "page.js"),
@@ -107,7 +107,7 @@ def _section(name: str, result: xr.DataArray) -> dict[str, Any]:
         "metric_stats": _stats(found.mean, found.mean_interval, found.mean_std),
         "share_stats": _stats(found.share, found.share_interval, found.share_std),
         "top": [row["cell"] for row in summary_of(found, TOP)["cells"]],
-        "record": _record(result.attrs),
+        "record": record_rows(result.attrs),
     }
 
 
@@ -167,7 +167,7 @@ def _exact(values: np.ndarray) -> list[float]:
     return values.tolist()
 
 
-def _record(fields: Mapping[str, Any]) -> list[list[str]]:
+def record_rows(fields: Mapping[str, Any]) -> list[list[str]]:
     """Names and values as text; nested values as indented JSON."""
     return [[str(name), _readable(value)] for name, value in fields.items()]
 

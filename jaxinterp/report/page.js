@@ -1,6 +1,5 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const RIGHT = 112; // the colour bar and its words
-const tip = document.getElementById("tip");
 
 /** One result: its numbers and what is chosen; then the functions that draw it. */
 class Section {
@@ -246,10 +245,7 @@ class Section {
     const { low, high } = this.stats(), mean = this.prompt < 0;
     const bounds = mean && known(low[cell]) ? `\n95% ${between(low[cell], high[cell])}` : "";
     const unit = this.unit === "share" ? "share of effect" : this.data.metric;
-    tip.textContent = `${this.name(cell, true)}\n${unit} ${show(this.value(cell))}${bounds}`;
-    const wide = tip.offsetWidth + 24;
-    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - wide))}px`;
-    tip.style.top = `${event.clientY + 18 + tip.offsetHeight > innerHeight ? event.clientY - tip.offsetHeight - 10 : event.clientY + 18}px`;
+    tell(`${this.name(cell, true)}\n${unit} ${show(this.value(cell))}${bounds}`, event.clientX, event.clientY);
   }
 
   choose(cell) {

@@ -2,24 +2,13 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const main = document.getElementById("main");
-const tip = document.getElementById("tip");
 document.getElementById("facts").textContent = data.facts;
-
-const visible = (token) => token.replaceAll("\n", "↵");
-
-function tell(event, text) {
-  tip.textContent = text;
-  tip.hidden = false;
-  const { width, height } = tip.getBoundingClientRect();
-  tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - width - 8))}px`;
-  tip.style.top = `${event.clientY + 18 + height > innerHeight ? event.clientY - height - 10 : event.clientY + 18}px`;
-}
 
 /** Tokens as a run of spans; `told` is what a token says when pointed at. */
 function line(tokens, told, chosen = () => {}) {
   const spans = tokens.map((token, i) => {
     const span = make("span", { tabindex: "0" }, visible(token));
-    span.addEventListener("mousemove", (event) => { chosen(i); tell(event, told(i)); });
+    span.addEventListener("mousemove", (event) => { chosen(i); tell(told(i), event.clientX, event.clientY); });
     span.addEventListener("mouseleave", () => { tip.hidden = true; });
     span.addEventListener("focus", () => chosen(i));
     return span;
@@ -115,7 +104,7 @@ function attention() {
     const place = (x, size) => Math.max(0, Math.min(n - 1, Math.floor((x / size) * n)));
     const q = place(event.clientY - box.top, box.height), s = place(event.clientX - box.left, box.width);
     ask(q);
-    tell(event, `${told(q)} → ${told(s)}\n${show(at(...head, q, s))}`);
+    tell(`${told(q)} → ${told(s)}\n${show(at(...head, q, s))}`, event.clientX, event.clientY);
   });
   whole.addEventListener("mouseleave", () => { tip.hidden = true; });
   const pattern = make("div", { class: "pattern" }, title, text, said, whole);

@@ -18,6 +18,7 @@ from jaxinterp.sae.run import Trained, train
 from jaxinterp.sae.scaling import Scaling, fold, geometric_median
 from jaxinterp.sae.scaling import measure as measure_scaling
 from jaxinterp.sae.store import Store, harvest_to, open_store
+from jaxinterp.sae.study import study_features
 from jaxinterp.sae.synthetic import Synthetic, batches, synthetic
 from jaxinterp.sae.training import (
     Given,
@@ -36,6 +37,6 @@ __all__ = [
     "attribute_features", "batches", "decode", "detection", "encode", "feature_effects", "fold",
     "geometric_median", "harvest", "harvest_to", "load", "loss", "loss_recovered",
     "measure_scaling", "nearest", "open_store", "reconstruction", "recovery", "save",
-    "scale_features", "set_features", "start", "synthetic", "top_examples", "train", "update",
-    "values_at", "written_tokens",
+    "scale_features", "set_features", "start", "study_features", "synthetic", "top_examples",
+    "train", "update", "values_at", "written_tokens",
 ]  # fmt: skip

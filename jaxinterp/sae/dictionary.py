@@ -125,6 +125,20 @@ class DictionaryConfig:
         return self.site, self.layers[0]
 
     @property
+    def read_place(self) -> tuple[str, int]:
+        """The site and the layer that features are read from, of an SAE or a transcoder.
+
+        Raises ``ValueError`` for kinds that read several layers, and where the config does not say.
+        """
+        if self.layered or not self.site or len(self.layers) != 1:
+            raise ValueError(
+                f"A dictionary that reads one site of one layer is needed; this is a {self.kind} "
+                f"at {self.site or 'no site'}, layers {self.layers}: the config's site and layers "
+                "tell (sae.load takes them too)."
+            )
+        return self.site, self.layers[0]
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every parameter there is."""
         D, O, F, L = self.d_in, self.d_out, self.n_features, self.n_layers

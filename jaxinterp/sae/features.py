@@ -65,19 +65,17 @@ def top_examples(
     tokens than k, values are -inf and contexts empty. The rest, what is returned (with a dim
     ``feature``) and refused, as in `jaxinterp.neurons.top_examples`.
     """
-    c = d.config
-    if c.layered or len(c.layers) != 1 or not c.site:  # a transcoder's features are read as well
-        raise ValueError(f"A {c.kind} at {c.site or 'no site'}, layers {c.layers}: one is needed.")
+    site, layer = d.config.read_place
     chosen = chosen_features(d, features)
     kept, seen, n_real = find_examples(
         model, batches, Features(d, jnp.asarray(chosen), first), (1, len(chosen)), k=k, order=order,
         window=window, edges=edges, one_per_prompt=one_per_prompt, seed=seed, on_done=on_done,
     )  # fmt: skip
     attrs = claim(
-        model, site=c.site, intervention="none", n_prompts=seen, n_tokens=n_real, order=order,
+        model, site=site, intervention="none", n_prompts=seen, n_tokens=n_real, order=order,
         dictionary=described(d), **dict(record or {}),
     )  # fmt: skip
-    found = labelled(kept, "feature", list(c.layers), edges, window, tokenizer, attrs)
+    found = labelled(kept, "feature", [layer], edges, window, tokenizer, attrs)
     return found.isel(layer=0).assign_coords(feature=chosen)
 
 
