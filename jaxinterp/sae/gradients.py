@@ -7,6 +7,7 @@ feature's slope is that of x along the feature's row, the error's is that of x i
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from jaxinterp.interventions import Edit, add, apply
 from jaxinterp.metrics import Metric, evaluate
 from jaxinterp.model import Frame, Layer, Model, Tokens, block, layers_of, make_context
 from jaxinterp.model.compiled import jit
-from jaxinterp.model.sites import require
+from jaxinterp.model.sites import axis_size, require
 from jaxinterp.model.taps import Tap
 from jaxinterp.points import layers_in
 from jaxinterp.sae.dictionary import Dictionary
@@ -36,16 +37,22 @@ def places_of(model: Model, dictionaries: Sequence[Dictionary]) -> tuple[Place, 
     """Where dictionaries read and write, each once, in the order of the forward pass.
 
     Raises ``ValueError`` for none, other kinds than SAEs, sites and layers that the model lacks or
-    that are not of the stream's kind [B P D], two at one place, and another order.
+    that are not one vector per token, another width, two at one place, and another order.
     """
     if not dictionaries:
         raise ValueError("There are no dictionaries: give one at least.")
     places = tuple(d.config.place for d in dictionaries)
-    for site, layer in places:
+    for d, (site, layer) in zip(dictionaries, places, strict=True):
         if site not in ORDER:
             raise ValueError(f"A dictionary is at {site!r}, expected one of {', '.join(ORDER)}.")
-        require(model.config, site)
+        spec = require(model.config, site)
         layers_in(model.config.n_layers, [layer], f"layers of {site}")
+        width = axis_size(model.config, spec, spec.axes[-1])
+        if d.config.d_in != width:
+            raise ValueError(
+                f"The dictionary at {named((site, layer))} reads width {d.config.d_in}, the "
+                f"model's values there have width {width}."
+            )
     for place in places:
         if places.count(place) > 1:
             raise ValueError(f"Two dictionaries are at {named(place)}: give one of them.")
@@ -61,6 +68,11 @@ def places_of(model: Model, dictionaries: Sequence[Dictionary]) -> tuple[Place, 
 def named(place: Place) -> str:
     """``"resid_post.5"``"""
     return f"{place[0]}.{place[1]}"
+
+
+def bare(d: Dictionary) -> Dictionary:
+    """A dictionary that does not say where it is: those of one kind share programs."""
+    return d.replace(config=dataclasses.replace(d.config, model="", site="", layers=()))
 
 
 def split(d: Dictionary, x: jax.Array) -> tuple[jax.Array, jax.Array]:

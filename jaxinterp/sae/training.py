@@ -20,7 +20,7 @@ from jaxinterp.sae.losses import LossCoefficients, Parts, firing, loss
 from jaxinterp.sae.scaling import Scaling
 from jaxinterp.sae.sparse import TOPK, most_active, sparse_loss
 
-ALONE = 2**21  # activations (examples x features): vmapped members would leave the cache
+ALONE = 2**18  # activations (examples x features) from which a member is work enough by itself
 
 
 @dataclasses.dataclass(frozen=True)
