@@ -7,6 +7,7 @@ weights, or adds to them.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,17 +19,18 @@ from jaxinterp.sae.losses import Firing, Parts, parts_of, rest_error
 from jaxinterp.sae.selection import keep_largest
 
 TOPK = ("topk", "batch_topk")
-SPARE = 4  # slots of a BatchTopK for each feature that examples use on average
+SPARE = 16  # slots of a BatchTopK for each feature that examples use on average
 BLOCKS = 8  # of examples
-WORTH = 16  # a loop's slot costs as much as so many features of a dense product, on CPUs
+WORTH = 64  # an active feature costs as much as so many in dense products, on CPUs
 
 
 def slots_for(config: DictionaryConfig, k: float) -> int:
     """How many slots pay, for at most k features per example; 0: dense products do."""
-    if config.activation not in TOPK or config.prefixes or config.layered:
+    sparse = config.activation in TOPK and not config.prefixes and not config.layered
+    if not sparse or k * WORTH > config.n_features:
         return 0
-    slots = int(-(-k // 1)) * (1 if config.activation == "topk" else SPARE)
-    return slots if slots * WORTH <= SPARE * config.n_features else 0
+    spare = 1 if config.activation == "topk" else SPARE  # examples' numbers differ widely
+    return min(config.n_features, math.ceil(k) * spare)
 
 
 class Active(NamedTuple):
