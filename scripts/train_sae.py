@@ -26,6 +26,7 @@ from tqdm import tqdm
 import jaxinterp as ji
 from jaxinterp import corpora, sae
 
+LONGEST = 10.0  # times the median norm
 DENSITY = 0.003  # of the features that are described: neither rare nor dense
 
 
@@ -87,7 +88,7 @@ def harvested_store(args: Any, model: Any, tokenizer: Any, config: Any) -> tuple
 def dictionary(args: Any, store: sae.Store, config: Any) -> tuple[sae.Dictionary, float]:
     began = time.perf_counter()
     steps = args.epochs * len(store) // args.batch
-    sample = np.concatenate([store.chunk(i) for i in range(min(8, store.chunks))])
+    sample = ordinary(store, np.concatenate([store.chunk(i) for i in range(min(8, store.chunks))]))
     with tqdm(total=steps, desc="training", unit=" steps") as bar:
 
         def tell(step: int, seen: dict[str, Any]) -> None:
@@ -95,7 +96,7 @@ def dictionary(args: Any, store: sae.Store, config: Any) -> tuple[sae.Dictionary
             bar.set_postfix({n: f"{seen[n][0]:.3g}" for n in ("l0", "explained", "dead")})
 
         found = sae.train(
-            config, store.batches(args.batch, seed=args.seed),
+            config, store.batches(args.batch, seed=args.seed, longest=LONGEST),
             sae.TrainingConfig(steps, dead_after=200_000), sae.Hyperparameters(
                 k=args.k, learning_rate=args.learning_rate, seed=args.seed
             ),
@@ -108,20 +109,21 @@ def dictionary(args: Any, store: sae.Store, config: Any) -> tuple[sae.Dictionary
 
 def measured(args: Any, model: Any, store: Any, d: sae.Dictionary, held: list[Any]) -> list[str]:
     """The table of metrics, beside a PCA and a random dictionary."""
-    sample = np.concatenate([store.chunk(i) for i in range(min(32, store.chunks))])
+    sample = ordinary(store, np.concatenate([store.chunk(i) for i in range(min(32, store.chunks))]))
     mean = sample.mean(0)
     rivals = {
         "trained": d,
         f"PCA, {round(args.k)} components": components(sample, round(args.k), d),
         "random rows": random_rows(args, sample, d),
     }
-    x = [np.asarray(sae.values_at(model, t, d.config, first=False)[0]) for t in held]
+    every = read(model, d, held)
+    x = ordinary(store, every)
     lines = [
         "| | L0 | explained variance | loss recovered (zero) | (mean) | loss, nats | dead | "
         "shrinkage |", "| --- |" + " --- |" * 7,
     ]  # fmt: skip
     for name, one in rivals.items():
-        own, loss = sae.reconstruction(one, x), sae.loss_recovered(model, one, held, mean)
+        own, loss = sae.reconstruction(one, [x]), sae.loss_recovered(model, one, held, mean)
         lines.append(
             f"| {name} | {own.l0:.1f} | {own.explained:.3f} | {loss.recovered_zero:.3f} | "
             f"{loss.recovered_mean:.3f} | {loss.dictionary:.3f} | {own.dead:.1%} | "
@@ -129,9 +131,20 @@ def measured(args: Any, model: Any, store: Any, d: sae.Dictionary, held: list[An
         )
     lines += [
         "", f"The model's own loss is {loss.original:.3f}; with zero in place {loss.zero:.3f}, "
-        f"with the mean {loss['mean']:.3f}. Dead: never active on the held-out tokens.",
+        f"with the mean {loss['mean']:.3f}. Dead: never active on the held-out tokens. "
+        f"{len(every) - len(x)} of {len(every)} held-out tokens have more than {LONGEST:g} times "
+        "the median norm: left out in training and in all columns but the losses'.",
     ]  # fmt: skip
     return lines
+
+
+def read(model: Any, d: sae.Dictionary, held: list[Any]) -> np.ndarray:
+    return np.concatenate([sae.values_at(model, t, d.config, first=False)[0] for t in held])
+
+
+def ordinary(store: sae.Store, x: np.ndarray) -> np.ndarray:
+    """Without the few examples whose norms are a hundred times the others'."""
+    return x[np.linalg.norm(x, axis=1) <= store.norm_limit(LONGEST)]
 
 
 def components(sample: np.ndarray, n: int, d: sae.Dictionary) -> sae.Dictionary:
@@ -166,8 +179,7 @@ def described(
     args: Any, model: Any, tokenizer: Any, d: sae.Dictionary, held: list[Any]
 ) -> list[str]:
     """Five features: their examples, the tokens they write, what ablating them does."""
-    x = [np.asarray(sae.values_at(model, t, d.config, first=False)[0]) for t in held]
-    density = sae.reconstruction(d, x).density.values
+    density = sae.reconstruction(d, [read(model, d, held)]).density.values
     alive = np.flatnonzero(density)
     middling = alive[np.argsort(abs(np.log(density[alive] / DENSITY)))][:200]
     chosen = np.sort(np.random.default_rng(args.seed).choice(middling, 5, replace=False))

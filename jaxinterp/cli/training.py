@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxinterp.sae import DictionaryConfig, Hyperparameters, Scaling, Store
 
 BLOCKS = 16  # of a harvest's program call
+LONGEST = 10.0  # times the median norm: what is longer is not learned from
 
 
 def train(
@@ -119,8 +120,9 @@ def train(
                 scalars(step, seen)
 
         found = sae.train(
-            config, store.batches(batch), sae.TrainingConfig(steps, dead_after=dead_after), members,
-            scaling=_scaling(store), folder=out / "checkpoint", save_every=save_every,
+            config, store.batches(batch, longest=LONGEST),
+            sae.TrainingConfig(steps, dead_after=dead_after), members, scaling=_scaling(store),
+            folder=out / "checkpoint", save_every=save_every,
             log=out / "log.jsonl", log_every=min(20, save_every), on_step=tell,
         )  # fmt: skip
     if scalars:
@@ -219,4 +221,6 @@ def _scaling(store: Store) -> Scaling:
     chunks = [store.chunk(i) for i in range(min(8, store.chunks))]
     pairs = chunks if store.paired else [(chunk, chunk) for chunk in chunks]
     x, y = (np.concatenate(side) for side in zip(*pairs, strict=True))
-    return sae.measure_scaling(x, y)
+    usual = np.linalg.norm(x, axis=-1) <= store.norm_limit(LONGEST)
+    x, y = x[usual], y[usual]
+    return sae.measure_scaling(x, y if store.paired else x)

@@ -60,16 +60,22 @@ class Store:
             ) from error
         return found if self.paired else found[0]
 
+    def norm_limit(self, times: float) -> np.ndarray:
+        """So many times the median norm of what is read, in the first chunk: [] or [L]."""
+        return times * np.median(np.linalg.norm(_first(self.chunk(0)), axis=-1), axis=0)
+
     def batches(
         self, size: int, *, seed: int = 0, epochs: int | None = None, mix: int = 8,
-        shard: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1), longest: float | None = None,
     ) -> Iterator[Any]:  # fmt: skip
         """Shuffled batches of ``size``, the same ones for a seed.
 
         Chunks come in random order; ``mix`` of them lie in a buffer of which each batch is drawn,
         refilled whenever half of it is used. epochs: None is for ever. shard: (i, n) reads every
-        n-th chunk from the i-th on, for the i-th of n processes. What does not fill the last batch
-        of an epoch is left out.
+        n-th chunk from the i-th on, for the i-th of n processes. longest: leaves out examples of
+        more than so many times the median norm (`norm_limit`): a language model has a few tokens
+        with norms a hundred times the others', and their squared error would be all that counts.
+        What does not fill the last batch of an epoch is left out.
 
         Raises ``ValueError`` for sizes that a store cannot give.
         """
@@ -79,19 +85,28 @@ class Store:
         if not 1 <= size <= self.rows * len(mine):
             raise ValueError(f"size={size}, but there are {self.rows * len(mine)} examples.")
         rng, epoch = np.random.default_rng((seed, shard[0])), 0
+        limit = None if longest is None else self.norm_limit(longest)
         while epochs is None or epoch < epochs:
             order, held = rng.permutation(mine).tolist(), None
             while order or (held is not None and len(_first(held)) >= size):
                 if order and (held is None or len(_first(held)) < max(size, mix * self.rows // 2)):
                     room = mix * self.rows - (0 if held is None else len(_first(held)))
                     taken = [order.pop() for _ in range(min(len(order), max(1, room // self.rows)))]
-                    new = [self.chunk(n) for n in taken]
+                    new = [_within(self.chunk(n), limit) for n in taken]
                     held = _joined([*([held] if held is not None else []), *new])
                     held = _taken(held, rng.permutation(len(_first(held))))
                     continue
                 yield _taken(held, slice(0, size))
                 held = _taken(held, slice(size, None))
             epoch += 1
+
+
+def _within(chunk: Any, limit: np.ndarray | None) -> Any:
+    """Its examples of norms up to a limit, in every layer."""
+    if limit is None:
+        return chunk
+    short = np.linalg.norm(_first(chunk), axis=-1) <= limit
+    return _taken(chunk, short.reshape(len(short), -1).all(1))
 
 
 def _first(held: Any) -> np.ndarray:

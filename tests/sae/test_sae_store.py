@@ -74,6 +74,18 @@ def test_batches_are_shuffled_repeatable_and_complete(tmp_path):
     assert as_set(np.concatenate(twice[9:])) == as_set(x)
 
 
+def test_batches_without_the_longest(tmp_path):
+    store = put(tmp_path / "s", dtype="float32")
+    rows = np.concatenate([store.chunk(i) for i in range(store.chunks)])
+    norms = np.linalg.norm(rows, axis=1)
+    limit = 1.1 * np.median(np.linalg.norm(store.chunk(0), axis=1))
+    assert store.norm_limit(1.1) == pytest.approx(limit)
+    found = np.concatenate(list(store.batches(4, epochs=1, longest=1.1)))
+    assert 0 < (norms <= limit).sum() - len(found) < 4 < (norms > limit).sum()
+    kept = {row.tobytes() for row in rows[norms <= limit]}
+    assert all(row.tobytes() in kept for row in found)
+
+
 def test_a_killed_harvest_goes_on(tmp_path):
     def dying():
         yield from blocks(6)[:3]
