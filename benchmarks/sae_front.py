@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp import corpora, sae
+from jaxinterp.sae.sparse import slots_for
 
 LIBRARIES = {"dictionary_learning": "dictionary_learning", "sae_lens": "SAELens"}
 FRONT = "one vmapped run"
@@ -122,7 +123,10 @@ class Ours:
         self, args: argparse.Namespace, batches: np.ndarray, fronts: list[list[tuple[int, int]]]
     ) -> None:
         config = sae.DictionaryConfig(batches.shape[-1], args.width, activation="batch_topk")
-        self.training = sae.TrainingConfig(args.steps, warmup=WARMUP, decay=DECAY, unit_norm=True)
+        self.training = sae.TrainingConfig(
+            args.steps, warmup=WARMUP, decay=DECAY, unit_norm=True,
+            slots=slots_for(config, max(args.ks)),
+        )  # fmt: skip
         zero, one = np.zeros(batches.shape[-1], np.float32), np.float32(1)
         self.scaling = sae.Scaling(zero, one, zero, one)
         self.batches, self.count = batches, sum(map(len, fronts))

@@ -286,10 +286,12 @@ def texts(corpus: Path, part: str) -> Iterable[Any]:
 
 
 def named(corpus: Path) -> str:
+    """A corpus's name in records."""
     return "wikitext-2" if corpus == Path() else str(corpus)
 
 
 def positive(**numbers: int) -> None:
+    """Raises ``ValueError``, naming the option, for a number below 1 (length: less its first)."""
     for name, value in numbers.items():
         if value < 1:
             least = 2 if name == "length" else 1

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Union
+from typing import Annotated, Any
 
 # What a person can cause and mend; anything else is a bug and shows its traceback.
 MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, MemoryError)
@@ -85,7 +87,7 @@ def _choice(commands: Mapping[str, Any]) -> Any:
             tyro.conf.subcommand(name, description=sentence, constructor_factory=lambda: made),
         ]
 
-    return Union[tuple(one(*item) for item in commands.items())]  # noqa: UP007
+    return functools.reduce(operator.or_, (one(*item) for item in commands.items()))
 
 
 def _complain(text: str) -> int:

@@ -177,7 +177,6 @@ def test_a_transcoder_is_trained_and_measured(tiny, loaded, corpora, batches, tm
 
 
 def test_logs_for_tensorboard(command, tmp_path):
-    pytest.importorskip("tensorboardX")
     assert run("train", *command, "--tensorboard", tmp_path / "tb", "--out", tmp_path / "o") == 0
     assert sorted(path.name for path in (tmp_path / "tb").iterdir()) == MEMBERS
 

@@ -22,7 +22,10 @@ def made(n=6, k=5, intervals=4, window=(12, 6), n_tokens=30_000, share=0.3, seed
     shape = (n, 1 + intervals, k)
     offsets = np.arange(-window[0], window[1] + 1)
     chance = 1 / np.arange(10, n_tokens + 10)
-    tokens = lambda *size: rng.choice(n_tokens, size, p=chance / chance.sum())  # noqa: E731
+
+    def tokens(*size):
+        return rng.choice(n_tokens, size, p=chance / chance.sum())
+
     context = tokens(*shape, len(offsets))
     position = rng.integers(0, 500, shape)
     context[position[..., None] + offsets < 0] = -1

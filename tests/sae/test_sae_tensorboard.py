@@ -31,7 +31,6 @@ def scalars(folder):
 
 
 def test_each_member_is_a_run(tmp_path):
-    pytest.importorskip("tensorboardX")
     log = tensorboard(tmp_path / "tb", ["a", "b"])
     log(4, {"step": 4, **SEEN})
     log(9, {"step": 9, **SEEN, "l0": [3.0, 4.0]})
@@ -53,7 +52,6 @@ def test_each_member_is_a_run(tmp_path):
 
 
 def test_training_tells_its_history(tmp_path):
-    pytest.importorskip("tensorboardX")
     log = tensorboard(tmp_path)
     x = np.random.default_rng(0).normal(size=(6, 16, 5)).astype(np.float32)
     found = sae.train(
@@ -71,7 +69,6 @@ def test_training_tells_its_history(tmp_path):
 
 
 def test_bad_input(tmp_path, monkeypatch):
-    pytest.importorskip("tensorboardX")
     with pytest.raises(ValueError, match="1 names for 2 members"):
         tensorboard(tmp_path, ["a"])(0, SEEN)
 
