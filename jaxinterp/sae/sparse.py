@@ -1,8 +1,8 @@
 """The loss of a TopK or BatchTopK through the few features that are active.
 
 Of an update's five products with dense codes, four are mostly with zeros. Here an example has C
-slots, its features in descending order, and a product is a loop over slots that gathers rows of the
-weights, or adds to them.
+slots for its features, and a product is a loop over slots that gathers rows of the weights, or adds
+to them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from jax import lax
 
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.losses import Firing, Parts, parts_of, rest_error
-from jaxinterp.sae.selection import keep_largest
+from jaxinterp.sae.selection import keep_largest, places, separator
 
 TOPK = ("topk", "batch_topk")
-SPARE = 16  # slots of a BatchTopK for each feature that examples use on average
+SPARE = 8  # slots of a BatchTopK for each feature that examples use on average, and for 16 more
 BLOCKS = 8  # of examples
+SAMPLED = 8  # of so many examples one tells where a BatchTopK's threshold may lie
+BELOW = 0.03  # how far below that is looked, as a share of it
 WORTH = 64  # features for each active one from which loops pay: from 72 on measured, on a CPU
 
 
@@ -29,12 +31,14 @@ def slots_for(config: DictionaryConfig, k: float) -> int:
     sparse = config.activation in TOPK and not config.prefixes and not config.layered
     if not sparse or k * WORTH > config.n_features:
         return 0
-    spare = 1 if config.activation == "topk" else SPARE  # examples' numbers differ widely
-    return min(config.n_features, math.ceil(k) * spare)
+    slots = math.ceil(k)
+    if config.activation == "batch_topk":
+        slots = SPARE * (slots + 16)  # examples' numbers differ widely
+    return min(config.n_features, slots)
 
 
 class Active(NamedTuple):
-    """Values [m b C] in descending order, 0 in slots that are empty, and whose they are.
+    """Values [m b C], 0 in slots that are empty, and whose they are.
 
     Examples lie in m blocks, by how many features they use: a block's loop ends with its longest.
     order [B]: the examples so arranged. short: whether some example needs more slots.
@@ -50,19 +54,31 @@ def most_active(d: Dictionary, x: jax.Array, slots: int) -> Active:
     """The features that a TopK or BatchTopK keeps of examples x [B D]."""
     p, c, n = d.params, d.config, len(x)
     active = jax.nn.relu((x - p.b_dec if c.subtract_bias else x) @ p.W_enc + p.b_enc)
-    if c.activation == "batch_topk":
-        total = jnp.round(jnp.asarray(d.k) * n)
-        active = keep_largest(active, total, (0, 1), near=p.threshold)
-    values, index = lax.top_k(active, slots)
     if c.activation == "topk":
+        values, index = lax.top_k(active, slots)
         values = jnp.where(jnp.arange(slots) < d.k, values, 0)
         short = jnp.asarray(d.k) > slots
     else:
-        short = (active > 0).sum(1).max() > slots
-    order = jnp.argsort((values > 0).sum(1), descending=True)
+        total = jnp.round(jnp.asarray(d.k) * n)
+        near = _nearly(active, total, p.threshold)
+        index, count = places((active > 0) & (active >= near), slots)
+        inside = jnp.arange(slots) < count[:, None]
+        values = jnp.where(inside, jnp.take_along_axis(active, index, 1), 0)
+        values = keep_largest(values, total, (0, 1), near=near)
+        short = (count > slots).any()
+    order = jnp.argsort(_used(values), descending=True)
     m = max(i for i in range(1, BLOCKS + 1) if n % i == 0)
     values, index = (a[order].reshape(m, -1, slots) for a in (values, index))
     return Active(values, index, order, short)
+
+
+def _nearly(active: jax.Array, total: jax.Array, guess: jax.Array) -> jax.Array:
+    """A little less than the least of the ``total`` largest: what a few examples tell, if it is."""
+    few = active[::SAMPLED]
+    near = separator(few, jnp.round(total * len(few) / len(active)), (0, 1), near=guess)
+    near = (1 - BELOW) * near
+    reached = (active >= near).sum(1, dtype=jnp.int32).sum() >= total
+    return lax.cond(reached, lambda: near, lambda: separator(active, total, (0, 1), near=near))
 
 
 def sparse_loss(
@@ -89,8 +105,8 @@ def sparse_loss(
 
 
 def _used(values: jax.Array) -> jax.Array:
-    """The number of slots [...] that are not empty, of values [... C]."""
-    return (values > 0).sum(-1)
+    """Up to where slots are not empty [...], of values [... C]."""
+    return jnp.where(values > 0, jnp.arange(1, values.shape[-1] + 1), 0).max(-1)
 
 
 def _gather_sum(amounts: jax.Array, used: Any, index: jax.Array, W: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxinterp import sae
-from jaxinterp.sae.selection import keep_largest, separator
+from jaxinterp.sae.selection import keep_largest, places, separator
 
 D, O, F, L, B, K = 5, 4, 12, 3, 7, 3
 WIDE = 0.3  # a bandwidth that catches some of so few numbers
@@ -215,6 +215,21 @@ def test_a_separator_of_many_numbers_is_exact():
     for k in (1, 300, 9000, 70_000, 120_000):
         least = separator(jnp.asarray(v), k, (0, 1))
         assert (v >= least).sum() == k if k < (v > 0).sum() else float(least[0, 0]) == 0
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 33, 70, 300])
+def test_places_of_a_mask(size):
+    rng = np.random.default_rng(size)
+    for share in (0.0, 0.02, 0.3, 1.0):
+        mask = rng.random((12, size)) < share
+        mask[0], mask[1, -1:] = False, True
+        found, count = places(jnp.asarray(mask), 20)
+        np.testing.assert_array_equal(count, mask.sum(1))
+        for row, own, n in zip(mask, np.asarray(found), mask.sum(1), strict=True):
+            held = own[: min(n, 20)]
+            assert len(set(held)) == len(held)
+            assert row[held].all()
+        assert (np.asarray(found) < size).all()  # empty slots index too
 
 
 def test_batch_topk_alone_uses_its_threshold():

@@ -167,7 +167,7 @@ def test_slots_are_chosen_where_they_pay():
         return slots_for(sae.DictionaryConfig(64, 4096, **fields), k)
 
     assert chosen(32, activation="topk") == 32
-    assert chosen(32, activation="batch_topk") == 512
+    assert chosen(32, activation="batch_topk") == 384
     assert chosen(100, activation="topk") == 0
     assert chosen(32, activation="batch_topk", prefixes=(64, 4096)) == 0
     assert chosen(0) == 0
