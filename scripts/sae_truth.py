@@ -56,8 +56,9 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=96)
     parser.add_argument("--width", type=int, default=256, help="features of a dictionary")
     parser.add_argument("--l0", type=float, default=8.0)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--batches", type=int, default=1000, help="seen again and again")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/sae-truth"))
@@ -66,20 +67,23 @@ def main() -> None:
     make = sae.synthetic(args.features, args.dimensions)
     x, true = jax.jit(lambda key: make(key, 20_000))(jax.random.key(10**6))
     x, true = np.asarray(x), np.asarray(true)
+    drawn = itertools.islice(sae.batches(make, args.batch), args.batches)
+    stream = list(tqdm(drawn, desc="examples", total=args.batches, unit=" batches"))
     lines = [
         "# Dictionaries against known features", "",
         f"{args.features} true features in {args.dimensions} dimensions, "
         f"{(true > 0).sum(1).mean():.1f} active per example ({(true > 0).any(0).sum()} of them "
         f"ever in 20,000 held-out examples). Dictionaries of {args.width}, L0 = {args.l0:g}, "
-        f"{args.steps} steps of {args.batch} examples, {args.seeds} seeds: mean and standard "
+        f"{args.steps} steps of {args.batch} examples (of {args.batches * args.batch:,} different "
+        f"ones), {args.seeds} seeds: mean and standard "
         "deviation. F1 and MCC match each dictionary feature with one true feature.", "",
         "| | " + " | ".join(ROWS) + " | penalty | seconds |",
         "| --- |" + " --- |" * (len(ROWS) + 2),
     ]  # fmt: skip
     for name, variant in variants(args.width).items():
         began = time.perf_counter()
-        knob = args.l0 if variant.knob != "sparsity" else penalty(args, make, variant, x)
-        found = trained(args, make, variant, np.full(args.seeds, knob), name)
+        knob = args.l0 if variant.knob != "sparsity" else penalty(args, stream, variant, x)
+        found = trained(args, stream, variant, np.full(args.seeds, knob), name)
         scores = [scored(d, x, true, make) for d in found]
         cells = [
             f"{np.mean(values):.3f} ({np.std(values):.3f})"
@@ -93,7 +97,7 @@ def main() -> None:
 
 
 def trained(
-    args: argparse.Namespace, make: sae.Synthetic, variant: Variant, knob: np.ndarray, name: str
+    args: argparse.Namespace, stream: list[Any], variant: Variant, knob: np.ndarray, name: str
 ) -> tuple[sae.Dictionary, ...]:
     """One front: a member for each value of the knob, each of its own seed."""
     config = sae.DictionaryConfig(args.dimensions, args.width, **variant.fields)
@@ -104,21 +108,19 @@ def trained(
         learning_rate=args.learning_rate, seed=np.arange(len(knob)),
         **({"sparsity": 1.0} if variant.knob == "target_l0" else {}) | {variant.knob: knob},
     )  # fmt: skip
-    sample = np.concatenate(list(itertools.islice(sae.batches(make, args.batch, seed=1), 8)))
+    sample = np.concatenate(stream[:8])
     with tqdm(total=args.steps, desc=name, unit=" steps") as bar:
         found = sae.train(
-            config, sae.batches(make, args.batch), training, member,
+            config, itertools.cycle(stream), training, member,
             scaling=sae.measure_scaling(sample, sample),
             on_step=lambda step, seen: bar.update(step + 1 - bar.n),
         )  # fmt: skip
     return found.dictionaries
 
 
-def penalty(
-    args: argparse.Namespace, make: sae.Synthetic, variant: Variant, x: np.ndarray
-) -> float:
+def penalty(args: argparse.Namespace, stream: list[Any], variant: Variant, x: np.ndarray) -> float:
     """The penalty that gives the L0 asked for, between two of `PENALTIES`."""
-    found = trained(args, make, variant, PENALTIES, "penalties")
+    found = trained(args, stream, variant, PENALTIES, "penalties")
     l0 = np.array([float(sae.reconstruction(d, [x]).l0) for d in found])
     order = np.argsort(l0)
     if not l0.min() <= args.l0 <= l0.max():

@@ -6,8 +6,8 @@ Three steps, each of which a killed run resumes: activations of WikiText-2's tra
 ``--train``) are harvested into a store; the dictionary is trained from it; on the held-out part it
 is measured beside a PCA of as many components as features are active, and a random dictionary with
 the same number of features. Five features, drawn at random of those neither rare nor dense, are
-described with evidence: what activates them, what they write, and what ablating them does to the
-loss where they are active, beside other features as often active.
+described with evidence: what activates them, what they write, and what removing them does to the
+next token's distribution where they are active, beside as much along other features' rows.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import xarray as xr
 from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp import corpora, sae
 
-LONGEST = 10.0  # times the median norm
+LONGEST = 4.0  # times the median norm: few tokens lie above, and at a hundred times
 DENSITY = 0.003  # of the features that are described: neither rare nor dense
+MOST = 24  # tokens at which a feature is removed
+RIVALS = 20  # features along whose rows as much is removed
 
 
 def main() -> None:
@@ -43,7 +47,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--blocks", type=int, default=32, help="held out")
+    parser.add_argument("--blocks", type=int, default=128, help="held out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/sae"))
     args = parser.parse_args()
@@ -65,7 +69,7 @@ def main() -> None:
         f"out) in batches of {args.batch}; harvested in {harvested:.0f} s, trained in "
         f"{trained:.0f} s. Held out: {sum(len(t) for t in held)} blocks of {args.length} tokens.",
         "", *measured(args, model, store, found, held), "",
-        *described(args, model, tokenizer, found, held),
+        *described(args, model, tokenizer, store, found, held),
     ]  # fmt: skip
     (args.out / "report.md").write_text("\n".join(lines))
     print("\n".join(lines))
@@ -176,13 +180,17 @@ def random_rows(args: Any, sample: np.ndarray, d: sae.Dictionary) -> sae.Diction
 
 
 def described(
-    args: Any, model: Any, tokenizer: Any, d: sae.Dictionary, held: list[Any]
+    args: Any, model: Any, tokenizer: Any, store: Any, d: sae.Dictionary, held: list[Any]
 ) -> list[str]:
-    """Five features: their examples, the tokens they write, what ablating them does."""
-    density = sae.reconstruction(d, [read(model, d, held)]).density.values
+    """Five features: their examples, the tokens they write, what removing them does."""
+    held = without_longest(model, store, d, held)
+    x = read(model, d, held)
+    density = sae.reconstruction(d, [x]).density.values
     alive = np.flatnonzero(density)
     middling = alive[np.argsort(abs(np.log(density[alive] / DENSITY)))][:200]
-    chosen = np.sort(np.random.default_rng(args.seed).choice(middling, 5, replace=False))
+    rng = np.random.default_rng(args.seed)
+    chosen = np.sort(rng.choice(middling, 5, replace=False))
+    rivals = rng.choice(np.setdiff1d(middling, chosen), RIVALS, replace=False)
     top = sae.top_examples(
         model, d, held, features=chosen, k=5, window=(8, 2), tokenizer=tokenizer,
         one_per_prompt=True,
@@ -191,23 +199,25 @@ def described(
     lines = [
         "## Five features", "",
         f"Drawn at random of the {len(middling)} whose density on held-out tokens is nearest to "
-        f"{DENSITY:.1%}. Ablation: by how much the text's loss rises without the feature, in nats "
-        "for each token at which it is active; beside it twenty random ones of these features.",
-        "",
+        f"{DENSITY:.1%}. Removal: what a feature adds to the stream is taken away at up to {MOST} "
+        "random tokens at which it is active; the KL divergence of the next token's distribution "
+        "from what it was, in nats, mean and 95% bootstrap interval over tokens. Beside it as "
+        f"much is taken away at the same tokens along the decoder rows of {RIVALS} other features "
+        "of such density, each alone.", "",
     ]  # fmt: skip
-    rivals = np.setdiff1d(middling, chosen)
-    rivals = np.random.default_rng(args.seed).choice(rivals, min(20, len(rivals)), replace=False)
-    effect = ablated(model, d, held, [*chosen, *rivals])
-    random = effect.sel(feature=rivals)
-    for feature in chosen:
-        own = effect.sel(feature=feature)
+    for feature in tqdm(chosen, desc="removal", unit=" features"):
+        own, *others = removed(model, d, held, x, feature, rivals, rng)
+        interval = ji.stats.bootstrap(xr.DataArray(own, dims="prompt"))
+        means = np.mean(others, axis=1)
         lines += [
             f"### {feature}", "",
             f"Active on {density[feature]:.2%} of tokens. Raises "
             + quoted(wrote.text.sel(feature=feature, end="raised").values) + "; lowers "
             + quoted(wrote.text.sel(feature=feature, end="lowered").values) + ".",
-            f"Ablation: {own:+.3f} (random features: median {float(random.median()):+.3f}, "
-            f"{float(random.min()):+.3f} to {float(random.max()):+.3f}).", "",
+            f"Removal at {len(own)} tokens: {own.mean():.3f} "
+            f"({interval.low.item():.3f} to {interval.high.item():.3f}); along "
+            f"other rows {np.median(means):.3f} ({means.min():.3f} to {means.max():.3f}), of which "
+            f"{(means < own.mean()).sum()} of {len(means)} do less.", "",
             *(
                 f"- {float(top.value.sel(feature=feature, rank=r)):.1f}: "
                 f"`{top.text.sel(feature=feature, rank=r).item()!r}`"
@@ -217,14 +227,40 @@ def described(
     return lines
 
 
-def ablated(model: Any, d: sae.Dictionary, held: list[Any], features: Any) -> Any:
-    """The rise of the loss by feature, in nats per token at which it is active."""
-    tokens = np.concatenate([np.asarray(t.ids) for t in held])
-    with tqdm(total=len(features) * len(tokens), desc="ablation", unit=" runs") as bar:
-        found = sae.feature_effects(
-            model, d, tokens, features, factors=(0.0,), batch=4, on_done=bar.update
-        )
-    return found.sel(factor=0.0).sum("prompt") / found.active.sum("prompt")
+def without_longest(model: Any, store: Any, d: sae.Dictionary, held: list[Any]) -> list[Any]:
+    """The blocks in which no token has a huge norm, in batches of one shape."""
+    limit, size = store.norm_limit(LONGEST), len(held[0])
+    whole = joined(held)
+    norms = np.linalg.norm(read(model, d, held).reshape(len(whole), -1, d.config.d_in), axis=-1)
+    whole = whole[(norms <= limit).all(1)]
+    return [whole[i : i + size] for i in range(0, len(whole) - size + 1, size)]
+
+
+def joined(held: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *held)
+
+
+def removed(
+    model: Any, d: sae.Dictionary, held: list[Any], x: np.ndarray, feature: int, rivals: Any,
+    rng: np.random.Generator,
+) -> np.ndarray:  # fmt: skip
+    """The divergence [1 + rivals, tokens] where a feature, or as much of others, is removed."""
+    whole = joined(held)
+    values = np.asarray(d.encode(x)[:, feature]).reshape(len(whole), -1)
+    prompts, positions = np.nonzero(values)
+    pick = rng.permutation(len(prompts))[:MOST]
+    prompts, positions = prompts[pick], positions[pick]
+    amounts, positions = values[prompts, positions], positions + 1  # the first was not read
+    rows = np.asarray(d.params.W_dec)[[feature, *rivals]]
+    rows *= np.linalg.norm(rows[0]) / np.linalg.norm(rows, axis=1, keepdims=True)
+    tokens = whole[prompts]
+    logits = [ji.forward(model, tokens[i]).logits[0, at] for i, at in enumerate(positions)]
+    grid = ji.add(
+        d.config.site, -amounts[:, None, None] * rows[:, None, None],
+        layer=ji.Shared(d.config.layers[0]), position=ji.Shared(positions),
+    )  # fmt: skip
+    metric = ji.kl(np.stack(logits), position=positions)
+    return np.asarray(ji.sweep(model, tokens, grid, metric))
 
 
 def quoted(texts: Any) -> str:
