@@ -1,4 +1,4 @@
-"""Loading and saving models: the hub, safetensors, GGUF, and our own checkpoints."""
+"""Loading and saving models: the hub, safetensors, GGUF, our own checkpoints, shipped ones."""
 
 from __future__ import annotations
 
@@ -12,14 +12,27 @@ from jax.sharding import Mesh
 from jaxinterp.loading.checkpoint import DESCRIPTION, load_checkpoint, save
 from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.folder import download, load_folder
-from jaxinterp.loading.registry import BUILT_IN, fetch, models
+from jaxinterp.loading.registry import BUILT_IN, fetch
+from jaxinterp.loading.registry import models as built_in
 from jaxinterp.loading.sharding import auto, shardings
+from jaxinterp.loading.shipped import Card, card, load_shipped, ship, shipped, weights_folder
 from jaxinterp.model import Model
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
 
-__all__ = ["LoadError", "auto", "fetch", "load", "models", "save", "shardings"]
+__all__ = [
+    "Card", "LoadError", "auto", "card", "fetch", "load", "models", "save", "shardings", "ship",
+    "shipped", "weights_folder",
+]  # fmt: skip
+
+
+def models() -> dict[str, str]:
+    """The built-in and the shipped names, each with what it is, its size and its licence."""
+    cards = [card(name) for name in shipped()]
+    return built_in() | {
+        c.name: f"{c.description}; {c.size / 1e6:.1f} MB; {c.licence}" for c in cards
+    }
 
 
 def load(
@@ -31,16 +44,19 @@ def load(
 ) -> tuple[Model, Tokenizer | None]:
     """A model and its tokenizer (None where the files hold none).
 
-    name: a built-in name (see `models`), a folder in Hugging Face layout, a ``.gguf`` file,
-    a folder written by `save`, or a hub id such as ``"EleutherAI/pythia-70m"``.
+    name: a built-in or shipped name (see `models`), a folder in Hugging Face layout, a ``.gguf``
+    file, a folder written by `save`, or a hub id such as ``"EleutherAI/pythia-70m"``.
     dtype: of the parameters. mesh: where they are laid out, split over its axis "model".
-    revision: a branch, tag or commit of the hub.
+    revision: a branch, tag or commit of the hub; ``"step-<n>"`` of a shipped model, as it was
+    after n steps of training (`card` lists which are kept).
 
     ``model.revision`` is the hub's commit, or the SHA-256 of the weight files. Raises
     `LoadError` for anything unknown, missing, corrupted or unsupported.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise LoadError(f"dtype={dtype!r} is no floating-point type: expected e.g. jnp.float32.")
+    if os.fspath(name) in shipped():
+        return load_shipped(os.fspath(name), dtype, mesh, revision)
     path, label, commit = _locate(os.fspath(name), revision)
     if path.is_file():
         from jaxinterp.loading.gguf import load_gguf

@@ -15,6 +15,7 @@ from jaxinterp.sae.dictionary import (
     WRITE,
     Code,
     Dictionary,
+    DictionaryConfig,
     decode,
     decoder_norms,
     encode,
@@ -85,9 +86,7 @@ def loss(
     parts = parts_of(y, rest, penalty, jnp.zeros_like(error), active)
     aux = parts.auxk
     if dead is not None and k_aux:
-        # A share of what is left, in the error's units: the coefficient means what it does where
-        # the error is a share of the variance.
-        aux = parts.variance * auxk(d, code, rest, dead, k_aux)
+        aux = parts.variance * auxk(c, code.pre, written(d), rest, dead, k_aux)
     total = main + coefficients.sparsity * penalty + coefficients.auxk * aux
     parts = jax.tree.map(jax.lax.stop_gradient, parts.replace(auxk=aux))
     return total, (parts, code.features)
@@ -145,15 +144,17 @@ def sparsity(d: Dictionary, code: Code, coefficients: LossCoefficients) -> jax.A
 
 
 def auxk(
-    d: Dictionary, code: Code, rest: jax.Array, dead: jax.Array, k: int
-) -> jax.Array:  # fmt: skip
+    c: DictionaryConfig, pre: jax.Array, W: jax.Array, rest: jax.Array, dead: jax.Array, k: int
+) -> jax.Array:
     """AuxK (Gao et al. 2024, appendix A.2): dead features model what the others leave.
 
-    The error of the k largest dead features of each example, over the variance of what is left.
+    The error of the k largest dead features of each example, over the variance of what is left: a
+    share, which `loss` puts into the error's units, so that the coefficient means what it does
+    where the error is a share of the variance. pre, W, dead: of all features, or of some.
     """
     rest = jax.lax.stop_gradient(rest)
-    active = jnp.where(dead, jax.nn.relu(code.pre), 0)
-    active = keep_largest(active, k, d.config.feature_axes)
-    said = jnp.einsum(WRITE[d.config.kind], active, written(d))
+    active = jnp.where(dead, jax.nn.relu(pre), 0)
+    active = keep_largest(active, k, c.feature_axes)
+    said = jnp.einsum(WRITE[c.kind], active, W)
     spread = jnp.square(rest - rest.mean(0)).reshape(len(rest), -1).sum(1).mean()
     return jnp.where(dead.any(), rest_error(rest - said) / jnp.maximum(spread, 1e-30), 0)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
-from jaxinterp.sae.losses import Firing, Parts, parts_of, rest_error
+from jaxinterp.sae.losses import Firing, Parts, auxk, parts_of, rest_error
 from jaxinterp.sae.selection import keep_largest, places, separator
 
 TOPK = ("topk", "batch_topk")
@@ -23,6 +23,7 @@ SPARE = 8  # slots of a BatchTopK for each feature that examples use on average,
 BLOCKS = 8  # of examples
 SAMPLED = 8  # of so many examples one tells where a BatchTopK's threshold may lie
 BELOW = 0.03  # how far below that is looked, as a share of it
+DEAD = 8  # of so many features one may be dead in a sparse update
 WORTH = 64  # features for each active one from which loops pay: from 72 on measured, on a CPU
 
 
@@ -35,6 +36,11 @@ def slots_for(config: DictionaryConfig, k: float) -> int:
     if config.activation == "batch_topk":
         slots = SPARE * (slots + 16)  # examples' numbers differ widely
     return min(config.n_features, slots)
+
+
+def room_for_dead(config: DictionaryConfig) -> int:
+    """How many dead features a sparse update can revive; with more of them it is dense."""
+    return -(-config.n_features // DEAD)
 
 
 class Active(NamedTuple):
@@ -82,13 +88,18 @@ def _nearly(active: jax.Array, total: jax.Array, guess: jax.Array) -> jax.Array:
 
 
 def sparse_loss(
-    d: Dictionary, x: jax.Array, y: jax.Array, found: Active
-) -> tuple[jax.Array, tuple[Parts, Firing]]:
-    """`jaxinterp.sae.losses.loss` without AuxK, of the features that `most_active` found."""
+    d: Dictionary, x: jax.Array, y: jax.Array, found: Active, coefficient: Any = 0.0,
+    dead: jax.Array | None = None, *, k_aux: int = 0,
+) -> tuple[jax.Array, tuple[Parts, Firing]]:  # fmt: skip
+    """`jaxinterp.sae.losses.loss` of the features that `most_active` found, and AuxK's.
+
+    coefficient: AuxK's; dead: as there, at most `room_for_dead` features.
+    """
     p, c = d.params, d.config
     values, index = found.values, found.features
     x, y = x[found.order], y[found.order]
-    read = _read(x - p.b_dec if c.subtract_bias else x, p.W_enc, p.b_enc, values, index)
+    seen = x - p.b_dec if c.subtract_bias else x
+    read = _read(seen, p.W_enc, p.b_enc, values, index)
     rest = y - _write(read, p.W_dec, index) - p.b_dec
     if c.skip:
         rest = rest - x @ p.W_skip
@@ -96,9 +107,16 @@ def sparse_loss(
     active = values > 0
     fired = jnp.zeros(c.n_features, bool).at[index].max(active)
     least = jnp.where(active, values, jnp.inf).min()
-    zero = jnp.zeros_like(error)
+    aux = zero = jnp.zeros_like(error)
     parts = parts_of(y, rest, zero, zero, active.sum(-1).mean(dtype=error.dtype))
-    return error, (parts, Firing(fired, least))
+    if dead is not None and k_aux:
+        room = room_for_dead(c)
+        (few,) = jnp.nonzero(dead, size=room, fill_value=0)
+        pre = seen @ p.W_enc[:, few] + p.b_enc[few]
+        there = jnp.arange(room) < dead.sum()
+        aux = parts.variance * auxk(c, pre, p.W_dec[few], rest, there, min(k_aux, room))
+    parts = jax.tree.map(lax.stop_gradient, parts.replace(auxk=aux))
+    return error + coefficient * aux, (parts, Firing(fired, least))
 
 
 # Loops over slots. W [F O] is gathered from by whole blocks, added to example by example.

@@ -18,7 +18,7 @@ from flax import struct
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
 from jaxinterp.sae.losses import LossCoefficients, Parts, firing, loss
 from jaxinterp.sae.scaling import Scaling
-from jaxinterp.sae.sparse import TOPK, most_active, sparse_loss
+from jaxinterp.sae.sparse import TOPK, most_active, room_for_dead, sparse_loss
 
 ALONE = 2**18  # activations (examples x features) from which a member is work enough by itself
 
@@ -33,9 +33,10 @@ class TrainingConfig:
     1 throughout. dead_after: examples without firing; k_aux: dead features that learn from one
     example (default d_out / 2); auxk: the coefficient of their loss (default 1/32 with TopK and
     BatchTopK, else none). threshold: JumpReLU's at the start.
-    threshold_decay: of BatchTopK's running threshold. b1, b2: Adam's. slots: features of an
-    example that a TopK's or BatchTopK's update holds, which then multiplies by them alone where
-    they suffice (`jaxinterp.sae.sparse`); 0: none, None: `train` chooses.
+    threshold_decay: of BatchTopK's running threshold. b1, b2: Adam's. clip: the global norm to
+    which slopes are cut (0: not), lest the first ones fill Adam's second moments. slots: features
+    of an example that a TopK's or BatchTopK's update holds, which then multiplies by them alone
+    where they suffice (`jaxinterp.sae.sparse`); 0: none, None: `train` chooses.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class TrainingConfig:
     threshold: float = 0.1
     threshold_decay: float = 0.99
     slots: int | None = None
+    clip: float = 1.0
     b1: float = 0.9
     b2: float = 0.999
 
@@ -61,6 +63,8 @@ class TrainingConfig:
         for name in ("warmup", "decay", "sparsity_warmup", "anneal"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}, expected a fraction.")
+        if self.clip < 0:
+            raise ValueError(f"clip={self.clip}, expected a norm, or 0 for none.")
         if not 0 < self.exponent <= 1:
             raise ValueError(f"exponent={self.exponent}, expected above 0 and at most 1.")
 
@@ -223,9 +227,8 @@ def update(
 ) -> tuple[State, Seen]:
     """One update of one member on examples x [B ...], y [B ...], centred and scaled.
 
-    auxk: False where it is known that no feature is dead, which saves two products, or four with
-    ``training.slots``. Where an example, the loss or a slope is not finite, nothing changes but the
-    step.
+    auxk: False where it is known that no feature is dead, which saves two products. Where an
+    example, the loss or a slope is not finite, nothing changes but the step.
     """
     import optax
 
@@ -242,20 +245,27 @@ def update(
         return total, (parts, firing(features))
 
     def sparse(params: Parameters) -> Any:
-        return sparse_loss(d.replace(params=params), x, y, active)
+        one = d.replace(params=params)
+        return sparse_loss(
+            one, x, y, active, coefficients.auxk, dead if auxk else None, k_aux=k_aux
+        )
 
     def sloped(function: Any) -> Any:
         return lambda: jax.value_and_grad(function, has_aux=True)(d.params)
 
-    if training.slots and not auxk:
+    if training.slots:
         active = most_active(d, x, training.slots)
-        found = jax.lax.cond(active.short, sloped(dense), sloped(sparse))
+        short = active.short | (auxk & (dead.sum() > room_for_dead(c)))
+        found = jax.lax.cond(short, sloped(dense), sloped(sparse))
     else:
         found = sloped(dense)()
     (total, (parts, seen)), slopes = found
     if training.unit_norm:
         W, slope = d.params.W_dec, slopes.W_dec
         slopes = slopes.replace(W_dec=slope - _along(slope, W, c) * W)
+    size = jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(slopes)))
+    if training.clip:
+        slopes = jax.tree.map(lambda g: g * jnp.minimum(1, training.clip / size), slopes)
     moves, moments = _adam(training).update(slopes, state.moments, d.params)
     rate = member.learning_rate * training.rate(state.step)
     params = optax.apply_updates(d.params, jax.tree.map(lambda m: -rate * m, moves))
@@ -272,8 +282,7 @@ def update(
     silent = jnp.where(seen.fired, 0, jnp.minimum(state.silent, 2**30) + x.shape[0])
     new = State(d.replace(params=params), moments, silent, state.step + 1)
     given = jnp.isfinite(x).all() & jnp.isfinite(y).all()
-    leaves = jax.tree.leaves((total, slopes))
-    sound = given & jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+    sound = given & jnp.isfinite(total) & jnp.isfinite(size)
     kept_state = jax.tree.map(lambda a, b: jnp.where(sound, a, b), new, state)
     dead_now = (new.silent >= training.dead_after).mean(dtype=parts.error.dtype)
     return kept_state.replace(step=state.step + 1), Seen(parts, dead_now, given, sound)

@@ -18,7 +18,7 @@ from small_models import small_model
 from jaxinterp import sae
 from jaxinterp.loading import LoadError
 from jaxinterp.sae.losses import firing
-from jaxinterp.sae.sparse import most_active, slots_for, sparse_loss
+from jaxinterp.sae.sparse import most_active, room_for_dead, slots_for, sparse_loss
 
 D, F, B = 8, 24, 32
 CONFIG = sae.DictionaryConfig(D, F)
@@ -143,8 +143,44 @@ def test_sparse_products_are_the_dense_ones(activation, fields):
         jax.value_and_grad(f, (0, 1), has_aux=True)(d.params, x) for f in (sparse, dense)
     )
     leaves_equal(found, expected, rtol=1e-4, atol=1e-4)
-    used = int((values > 0).sum(1).max())
-    assert bool(most_active(d, x, used - 1).short)  # too few slots are noticed
+    slots = int((active.values > 0).sum(-1).max())
+    assert bool(most_active(d, x, slots - 1).short)  # too few slots are noticed
+
+    # A few dead features learn beside them.
+    dead = np.zeros(F, bool)
+    dead[np.argsort(code.sum(0))[: room_for_dead(config)]] = True
+    auxiliary = sae.LossCoefficients(auxk=0.3)
+
+    def dense_reviving(params, x):
+        one = d.replace(params=params)
+        total, (parts, features) = sae.loss(one, x, y, auxiliary, dead, k_aux=2)
+        return total, (parts, firing(features))
+
+    def sparse_reviving(params, x):
+        return sparse_loss(d.replace(params=params), x, y, active, 0.3, dead, k_aux=2)
+
+    found, expected = (
+        jax.value_and_grad(f, (0, 1), has_aux=True)(d.params, x)
+        for f in (sparse_reviving, dense_reviving)
+    )
+    leaves_equal(found, expected, rtol=1e-4, atol=1e-4)
+    assert float(found[0][1][0].auxk) > 0
+
+
+def test_updates_revive_the_dead_alike():
+    config = sae.DictionaryConfig(D, F, activation="batch_topk")
+    members = sae.Hyperparameters(k=[2.0, 0.3], learning_rate=1e-2, seed=[0, 1])
+
+    def run(slots):
+        training = sae.TrainingConfig(30, slots=slots, dead_after=2 * B, auxk=0.5, k_aux=3)
+        return sae.train(config, stream(30), training, members, log_every=1).history
+
+    dense, found = run(0), run(20)
+    dead = dense.dead.values * F
+    assert ((dead > 0) & (dead <= room_for_dead(config))).any()
+    assert (dead > room_for_dead(config)).any()
+    for name in ("l0", "error", "explained", "dead"):
+        np.testing.assert_allclose(found[name], dense[name], rtol=1e-3)
 
 
 def test_updates_without_slots_enough_are_dense():
