@@ -70,7 +70,9 @@ def test_an_update_is_adams(unit_norm):
     )
     member = sae.Hyperparameters(learning_rate=1e-2, sparsity=0.1)
     state = sae.start(CONFIG, training, member)
-    optimizer = optax.adam(lambda n: 1e-2 * training.rate(n))
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(training.clip), optax.adam(lambda n: 1e-2 * training.rate(n))
+    )
     params = state.dictionary.params
     moments = optimizer.init(params)
     step = jax.jit(functools.partial(sae.update, training=training))

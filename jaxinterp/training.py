@@ -1,0 +1,296 @@
+"""Training a model from its parameters on: one compiled step of Flax NNX and optax, run on and on.
+
+A killed run loses what came after its last checkpoint, and ends as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxinterp.files import whole, whole_folder
+from jaxinterp.loading.errors import LoadError
+from jaxinterp.loading.reading import read_json
+from jaxinterp.model import Model
+from jaxinterp.nnx import Transformer
+
+if TYPE_CHECKING:
+    import optax
+    import xarray as xr
+
+Loss = Callable[[Model, Any], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+class Trained(NamedTuple):
+    """The model after the last update, how the loss went, and models of the way.
+
+    history: dim (step): ``loss`` and what the loss tells beside it, on the batch of that step, of
+    the model that ``step`` updates had made. kept: models by the number of their updates.
+    """
+
+    model: Model
+    history: xr.Dataset
+    kept: dict[int, Model]
+
+
+def train(
+    model: Model,
+    batch: Callable[[int], Any],
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    folder: str | os.PathLike[str] | None = None,
+    save_every: int = 1000,
+    keep: Iterable[int] = (),
+    log: str | os.PathLike[str] | None = None,
+    log_every: int = 100,
+    on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+) -> Trained:
+    """Train all parameters of a model, a batch and an update per step.
+
+    batch: the batch of a step (0 to steps - 1), a pytree of arrays whose shapes are the same at
+    every step; a function of the step alone, so that a run that resumes sees the same ones.
+    loss: ``(model, batch)`` to a scalar and a dict of other scalars worth telling. optimizer: any
+    of optax's, in a Flax NNX loop. folder: of checkpoints (written by orbax, whole or not at all)
+    every ``save_every`` steps and at the end; a run that finds one goes on from it, to the same
+    numbers bit for bit on one CPU, given the same loss and optimizer. keep: numbers of updates
+    after which the model is kept too (0: the model given). log: a JSONL file. It, the history and
+    ``on_step(step, values)`` are told every ``log_every`` steps and of the last.
+
+    The models have the given one's name and no revision; its arrays are left as they are.
+
+    Raises ``ValueError`` for numbers out of range, batches of unequal shapes, a folder that holds
+    anything but a checkpoint of this run, and at the first loss or parameters that are not
+    finite, of which nothing is saved.
+    """
+    keep = tuple(sorted({operator.index(n) for n in keep}))
+    _check(steps, save_every, log_every, keep)
+    first = batch(0)
+    model = jax.tree.map(jnp.asarray, model.replace(revision=""))
+    run = {
+        "model": model.name, "config": model.config.to_dict(), "weights": _digest(model.params),
+        "batch": _digest(first), "steps": steps, "keep": keep, "log_every": log_every,
+    }  # fmt: skip
+    saved = None if folder is None else Checkpoint(Path(folder).absolute(), run)
+    module = Transformer(model)
+    graph, state = nnx.split((module, nnx.Optimizer(module, optimizer, wrt=nnx.Param)))
+    update, taken = _update(graph, loss), functools.partial(_taken, graph)
+    state = jax.tree.map(jnp.array, state)  # no buffer twice: they are donated
+    done, lines, kept = 0, [], {0: taken(state)} if 0 in keep else {}
+    about = None if saved is None else saved.about()
+    if saved is not None and about is not None:
+        done, lines = about["step"], about["lines"]
+        kept = {n: model for n in keep if n <= done}
+        state, kept = saved.arrays((state, kept))
+    if log is not None:
+        with whole(log) as temporary:  # an earlier run may have told of steps after its checkpoint
+            temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
+    waiting: list[tuple[int, dict[str, jax.Array], jax.Array]] = []
+
+    def tell() -> None:
+        """What the updates since the last time told, where it is of a step to tell of."""
+        fine = jax.device_get([finite for *_, finite in waiting])
+        for (step, values, _), finite in zip(waiting, fine, strict=True):
+            if not finite:
+                raise ValueError(_reason(step, float(values["loss"]), saved))
+            if step % log_every == 0 or step + 1 == steps:
+                told = {name: float(value) for name, value in values.items()}
+                lines.append({"step": step, **told})
+                if log is not None:
+                    with open(log, "a", encoding="utf-8") as file:
+                        file.write(_line(lines[-1]))
+                on_step(step, told)
+        waiting.clear()
+
+    for step in range(done, steps):
+        given = first if step == 0 else batch(step)
+        _check_batch(step, given, first)
+        state, values, finite = update(state, given)
+        waiting.append((step, values, finite))
+        if step + 1 in keep:
+            kept[step + 1] = taken(state)
+        saving = saved is not None and ((step + 1) % save_every == 0 or step + 1 == steps)
+        if saving or step % log_every == 0 or step + 1 == steps:
+            tell()
+        if saved is not None and saving:
+            saved.save((state, kept), {"step": step + 1, "lines": lines})
+    return Trained(taken(state), _history(lines, run), kept)
+
+
+def _check(steps: int, save_every: int, log_every: int, keep: tuple[int, ...]) -> None:
+    for name, value in (("steps", steps), ("save_every", save_every), ("log_every", log_every)):
+        if value < 1:
+            raise ValueError(f"{name}={value}, expected at least 1.")
+    if keep and not 0 <= keep[0] <= keep[-1] <= steps:
+        raise ValueError(
+            f"keep={list(keep)}, expected numbers of updates from 0 to steps={steps}: leave out "
+            "those beyond, or train for longer."
+        )
+
+
+def _check_batch(step: int, given: Any, first: Any) -> None:
+    """A batch of another shape would compile the step again, every time."""
+    found, expected = (jax.tree.map(np.shape, each) for each in (given, first))
+    if found != expected:
+        raise ValueError(
+            f"Batch {step} has shapes {found}, batch 0 had {expected}: give all batches the same "
+            "shapes (pad what is shorter)."
+        )
+
+
+def _update(graph: Any, loss: Loss) -> Callable[..., tuple[Any, dict[str, jax.Array], jax.Array]]:
+    """The compiled step: (state, batch) to the new state, what was told, and if all is finite."""
+
+    def objective(module: Transformer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        value, others = loss(module.model(), batch)
+        told = {"loss": value, **others}
+        if clash := {"step", "loss"} & set(others):
+            raise ValueError(f"The loss tells {min(clash)!r}, a name that is taken: rename it.")
+        for name, told_value in told.items():
+            if jnp.shape(told_value) != ():
+                raise ValueError(
+                    f"The loss gives {name!r} of shape {list(jnp.shape(told_value))}, expected "
+                    "scalars: take the mean."
+                )
+        return value, told
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def update(state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array], jax.Array]:
+        module, optimizer = nnx.merge(graph, state)
+        (value, told), slopes = nnx.value_and_grad(objective, has_aux=True)(module, batch)
+        optimizer.update(module, slopes)
+        finite = [jnp.isfinite(p).all() for p in jax.tree.leaves(module.model().params)]
+        return nnx.state((module, optimizer)), told, jnp.isfinite(value) & jnp.stack(finite).all()
+
+    return update
+
+
+def _taken(graph: Any, state: Any) -> Model:
+    """A copy of the model as it is now: the next update overwrites its buffers."""
+    return jax.tree.map(jnp.array, nnx.merge(graph, state)[0].model())
+
+
+def _reason(step: int, loss: float, saved: Checkpoint | None) -> str:
+    """Why a run stopped at a step."""
+    if np.isfinite(loss):
+        what = f"The update of step {step} made parameters that are not finite (its loss: {loss:g})"
+    else:
+        what = f"The loss of step {step} is {loss}, on batch({step}) after {step} updates"
+    about = None if saved is None else saved.about()
+    kept = "nothing was saved" if about is None else f"the checkpoint is of {about['step']} updates"
+    return (
+        f"{what}; {kept}. Lower the learning rate, clip the gradients "
+        "(optax.clip_by_global_norm), or look at that batch."
+    )
+
+
+def _line(values: dict[str, float]) -> str:
+    return json.dumps(values) + "\n"
+
+
+def _history(lines: list[dict[str, float]], run: dict[str, Any]) -> xr.Dataset:
+    import xarray as xr
+
+    names = [name for name in lines[0] if name != "step"]
+    return xr.Dataset(
+        {name: ("step", [line[name] for line in lines]) for name in names},
+        {"step": [line["step"] for line in lines]},
+        {"model": run["model"], "config": json.dumps(run["config"]), "steps": run["steps"]},
+    )
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 of a tree's arrays, their shapes and dtypes."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{array.dtype} {array.shape};".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """Where a run saves its arrays, beside a description of the run that must be the same.
+
+    run: plain values, for JSON. A folder is written whole or not at all.
+    """
+
+    folder: Path
+    run: dict[str, Any]
+
+    def about(self) -> dict[str, Any] | None:
+        """What was saved beside the arrays, None where nothing was.
+
+        Raises ``ValueError`` where the folder holds something else or another run.
+        """
+        if not self.folder.exists():
+            return None
+        if not (self.folder / "run.json").is_file():
+            raise ValueError(
+                f"{self.folder} is there already and holds no checkpoint: give a folder that the "
+                "run may have for itself."
+            )
+        found = read_json(self.folder / "run.json")
+        theirs, ours = found.get("run", {}), json.loads(json.dumps(self.run))
+        differ = sorted(n for n in theirs | ours if theirs.get(n) != ours.get(n))
+        if differ:
+            raise ValueError(
+                f"{self.folder} holds a checkpoint of another run, of other {', '.join(differ)}: "
+                "give another folder, or take it away."
+            )
+        return found
+
+    def arrays(self, like: Any) -> Any:
+        """The arrays saved, as the tree ``like`` has them; `LoadError` where they are damaged."""
+        import orbax.checkpoint as ocp
+
+        leaves, structure = jax.tree.flatten(like)
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                found = checkpointer.restore(self.folder / "arrays", _numbered(leaves))
+        except Exception as error:  # orbax raises many kinds
+            reason = str(error).split("\n")[0][:300]
+            raise LoadError(
+                f"The checkpoint {self.folder} cannot be read ({reason}): it is damaged, or of "
+                "another optimizer; take it away to begin anew."
+            ) from error
+        held = [_free(found[str(i)]) for i in range(len(leaves))]
+        return jax.tree.unflatten(structure, held)
+
+    def save(self, arrays: Any, about: dict[str, Any]) -> None:
+        """Put a checkpoint in place of the one before."""
+        import orbax.checkpoint as ocp
+
+        with whole_folder(self.folder, overwrite=True) as folder:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(folder / "arrays", _numbered(jax.tree.leaves(arrays)))
+            text = json.dumps({"run": self.run, **about})
+            (folder / "run.json").write_text(text, encoding="utf-8")
+
+
+def _numbered(leaves: list[Any]) -> dict[str, Any]:
+    return {str(i): leaf for i, leaf in enumerate(leaves)}
+
+
+def _free(array: jax.Array) -> jax.Array:
+    """An array of one device as JAX makes it, not bound there as orbax does."""
+    if len(array.devices()) > 1:
+        return array
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):  # of optimizers that draw
+        data = np.asarray(jax.random.key_data(array))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
+    return jnp.array(np.asarray(array))

@@ -1,0 +1,379 @@
+"""Where the Othello model keeps the board, and that it plays by what it keeps there.
+
+    python scripts/board_state.py --out runs/board_state
+
+First, on games the model has not seen, linear probes of every square (empty, mine, theirs) at every
+point of the stream, beside probes of a random model, of black and white, and with shuffled labels.
+Then, on other games, the stream at the last move is moved along a probe's direction, from some
+layer on, so that one disc changes hands: are the legal moves of the board so edited what the model
+now predicts? From which layer and how far is chosen on one half of the cases, told on the other.
+The setting of Li et al. 2023 (arXiv:2210.13382), the directions of Nanda et al. 2023
+(arXiv:2309.00941).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+import jaxinterp as ji
+from jaxinterp import directions, probes, report, results, stats
+from jaxinterp.algorithmic import othello
+
+PROBED, EDITED = 2, 3  # streams of games; training and its measurement have others
+PENALTIES = np.geomspace(1e-5, 1e-1, 5)
+FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+THRESHOLDS = np.geomspace(1e-3, 0.2, 40).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probed:
+    """Probes of every point p of the stream and every square s.
+
+    found: accuracies and controls over (point, split), the squares being the splits. W [p s D 3]
+    and b [p s 3]: logits of a square's states. steps, by kind [p s D]: from mine to theirs, along
+    the "probe" or the difference of "means", as long as the two means lie apart along it.
+    """
+
+    found: xr.Dataset
+    W: np.ndarray
+    b: np.ndarray
+    steps: dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cases:
+    """Positions and a square [n] of each whose disc is to change hands; the legal moves then."""
+
+    positions: othello.Positions
+    square: np.ndarray
+    after: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.square)
+
+    def __getitem__(self, rows: Any) -> Cases:
+        return Cases(self.positions[rows], self.square[rows], self.after[rows])
+
+    @property
+    def held(self) -> np.ndarray:
+        """Whose the disc is."""
+        return self.positions.state[np.arange(len(self)), self.square]
+
+    def pushes(self, steps: np.ndarray) -> np.ndarray:
+        """What is added after each layer, [L n 1 D], by steps [L+1 36 D] from mine to theirs."""
+        sign = np.where(self.held == othello.MINE, 1, -1)[:, None]
+        return (steps[1:, self.square] * sign)[:, :, None].astype(np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="othello-6x6")
+    parser.add_argument("--games", type=int, default=6000, help="probed")
+    parser.add_argument("--cases", type=int, default=1200)
+    parser.add_argument("--placebos", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/board_state"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    model, _ = ji.load(args.model)
+    known, decodable = probe_board(args, model)
+    cases = draw_cases(args.cases, (EDITED, args.seed))
+    lines = [
+        f"# The board in the stream of {model.name}", "", *decodable,
+        *edit_board(args, model, known, cases), "## What was not shown", "",
+        "How the model computes the board from the moves; that nothing else carries it; that "
+        "squares lie independent of one another in the stream (one disc was changed at a time). "
+        "An edited board need not be one that a game can reach. All games are random ones: "
+        "strategy plays no part.", "",
+    ]  # fmt: skip
+    (args.out / "report.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+# Decodable
+
+
+def probe_board(args: argparse.Namespace, model: ji.Model) -> tuple[Probed, list[str]]:
+    at = othello.random_positions(args.games, (PROBED, args.seed))
+    colour = np.where((at.state == othello.MINE) == at.black[:, None], 1, 2) * (at.state > 0)
+    untrained = ji.init(model.config, jax.random.key(args.seed))
+    X, X_untrained = (ji.collect(m, at.tokens, batch=500) for m in (model, untrained))
+    with tqdm(total=3 * othello.SQUARES, desc="probes", unit=" squares") as bar:
+        own = probed(X, at.state, args.seed, bar)
+        rivals = {
+            "random model": probed(X_untrained, at.state, args.seed, bar).found,
+            "black or white": probed(X, colour, args.seed, bar).found,
+        }
+    found = own.found
+    best = found.accuracy.isel(point=int(found.accuracy.mean("split").argmax()))
+    pictured = found.assign(
+        baseline=xr.concat([f.accuracy.max("point") for f in rivals.values()], "feature")
+    ).assign_coords(feature=list(rivals))
+    results.save(pictured, args.out / "probes.nc")
+    report.probe_curves(pictured, args.out / "probes.png", title="All squares: mean and range")
+    others = othello.random_positions(1000, (PROBED, args.seed, 1))
+    right = read(model, own, others) == others.state
+    columns = {
+        "probe": found.accuracy, **{name: f.accuracy for name, f in rivals.items()},
+        "shuffled labels": found.shuffled, "random direction": found.random_direction,
+    }  # fmt: skip
+    lines = [
+        "## Decodable", "",
+        f"Softmax-linear probes of {args.games} games that the model was not trained on, each read "
+        "after one of its moves (60% train, 20% choose the penalty, 20% test). Mean accuracy over "
+        "the 36 squares; always saying a square's commonest state gives "
+        f"{float(found.majority.mean()):.3f}. The worst square, where probes are best, before "
+        f"layer {int(best.point)}: {othello.NAMES[int(best.argmin())]}, {float(best.min()):.3f}.",
+        "", "| stream before layer | " + " | ".join(columns) + " | whose disc it is |",
+        "| --- |" + " --- |" * (len(columns) + 1),
+        *(
+            f"| {p} |" + "".join(f" {float(v.sel(point=p).mean()):.3f} |" for v in columns.values())
+            + (f" {right[p - 1][others.state > 0].mean():.3f} |" if p else " |")
+            for p in found.point.values
+        ), "",
+        "Random model: the same architecture as initialised. Black or white: probes of the trained "
+        "model for a disc's colour in place of whose it is. Whose disc it is: the probe's accuracy "
+        "on occupied squares alone, on 1000 other games.", "", "![probes](probes.png)", "",
+    ]  # fmt: skip
+    return own, lines
+
+
+def probed(X: np.ndarray, labels: np.ndarray, seed: int, bar: tqdm) -> Probed:
+    """Probes of X [L+1 n D] for labels [n 36]."""
+    kept, W, b = [], [], []
+    for column in labels.T:
+        one = probes.probe(X, column, splits=1, penalties=PENALTIES, seed=seed).isel(split=0)
+        kept.append(one[["accuracy", "shuffled", "random_direction", "majority"]])
+        weight, bias = one.weight.transpose("point", "width", "output").values, one.bias.values
+        if weight.shape[-1] == 1:  # the centre is never empty: one logit, of the second class
+            weight = np.pad(weight, ((0, 0), (0, 0), (2, 0)))
+            bias = np.pad(bias, ((0, 0), (2, 0)))
+            bias[:, othello.EMPTY] = -np.inf
+        W.append(weight)
+        b.append(bias)
+        bar.update()
+    found = xr.concat([one.drop_vars("split") for one in kept], "split")
+    weights = np.stack(W, 1)
+    unit = weights[..., othello.THEIRS] - weights[..., othello.MINE]
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    means = between_means(X, labels)
+    steps = {"probe": unit * (unit * means).sum(-1, keepdims=True), "means": means}
+    return Probed(found, weights, np.stack(b, 1), steps)
+
+
+def between_means(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """From the mean of mine to the mean of theirs: [L+1 36 D]."""
+    sides = []
+    for who in (othello.MINE, othello.THEIRS):
+        share = (labels == who) / (labels == who).sum(0)
+        sides.append(np.einsum("lnd,ns->lsd", X, share, optimize=True))
+    return sides[1] - sides[0]
+
+
+def read(model: ji.Model, known: Probed, at: othello.Positions, edits: Any = ()) -> np.ndarray:
+    """The states int [L n 36] that probes read from what each layer leaves, at the last move."""
+    x = ji.forward(model, at.tokens, edits, record=("resid_post",)).activations["resid_post"]
+    x = np.asarray(x)[:, np.arange(len(at)), last(at)]
+    logits = np.einsum("lnd,lsdk->lnsk", x, known.W[1:], optimize=True) + known.b[1:, None]
+    return logits.argmax(-1)
+
+
+# Causal
+
+
+def last(at: othello.Positions) -> np.ndarray:
+    """The position [n] of each prompt's last move."""
+    return np.asarray(at.tokens.lengths) - 1
+
+
+def draw_cases(n: int, stream: tuple[int, ...]) -> Cases:
+    """n positions of a game each, and one of their discs that tells, drawn evenly."""
+    at = othello.random_positions(n + n // 10 + 10, stream)
+    telling = othello.telling_squares(at)
+    rows = np.flatnonzero(telling.any(1))[:n]
+    drawn = np.random.default_rng((*stream, 1)).random(telling.shape) * telling
+    square = drawn[rows].argmax(1)
+    edited = othello.turned_over(at.state[rows], square)
+    return Cases(at[rows], square, othello.legal_squares(edited))
+
+
+def missed(logits: jax.Array, legal: jax.Array, scored: jax.Array) -> jax.Array:
+    """How many [B] of the moves scored are wrongly among the n best, or wrongly not.
+
+    logits [B 1 36]; legal, scored bool [B 36]; n is the number of legal moves.
+    """
+    z = logits[:, 0]
+    above = (z[:, None, :] > z[:, :, None]).sum(-1)
+    said = above < legal.sum(-1, keepdims=True)
+    return ((said != legal) & scored).sum(-1)
+
+
+def missed_above(logits: jax.Array, legal: jax.Array, threshold: jax.Array) -> jax.Array:
+    """The same of all moves, predicted being those more probable than the threshold [B 1]."""
+    return ((jax.nn.softmax(logits[:, 0]) > threshold) != legal).sum(-1)
+
+
+def above(legal: np.ndarray, threshold: float) -> ji.Metric:
+    return ji.metric(missed_above, data=(legal, np.full((len(legal), 1), threshold, np.float32)))
+
+
+def measures(cases: Cases, threshold: float) -> dict[str, ji.Metric]:
+    """Wrong moves per case, by what they are held against."""
+    before, after = cases.positions.legal, cases.after
+    every, changed = np.ones_like(after), after != before
+    return {
+        "edited": ji.metric(missed, data=(after, every)),
+        "changed": ji.metric(missed, data=(after, changed)),
+        "unchanged": ji.metric(missed, data=(after, ~changed)),
+        "threshold": above(after, threshold),
+        "before": ji.metric(missed, data=(before, every)),
+    }
+
+
+def swept(
+    model: ji.Model, cases: Cases, metric: ji.Metric, pushes: Any, begin: np.ndarray
+) -> np.ndarray:
+    """[E n]: the metric, the pushes being added after every layer from ``begin`` [E] on."""
+    at = cases.positions
+    grid = ji.add(
+        "resid_post", pushes, layer=np.arange(model.config.n_layers) >= begin[:, None],
+        position=ji.Shared(last(at)),
+    )  # fmt: skip
+    return np.asarray(ji.sweep(model, at.tokens, grid, metric))
+
+
+def edit_board(args: argparse.Namespace, model: ji.Model, known: Probed, cases: Cases) -> list[str]:
+    chosen_on, told_on = cases[::2], cases[1::2]
+    layers = np.arange(model.config.n_layers)
+    wrong = measures(chosen_on, 0)["edited"]
+    tried, settings = {}, {}
+    for kind, steps in known.steps.items():
+        pushes = chosen_on.pushes(steps)
+        tried[kind] = np.array([
+            (swept(model, chosen_on, wrong, ji.Shared(f * pushes), layers) == 0).mean(1)
+            for f in tqdm(FACTORS, desc=kind)
+        ])  # fmt: skip
+        factor, begin = np.unravel_index(tried[kind].argmax(), tried[kind].shape)
+        settings[kind] = FACTORS[factor], int(begin)
+    at = chosen_on.positions
+    by_threshold = [np.mean(ji.evaluate(above(at.legal, t), model, at.tokens)) for t in THRESHOLDS]
+    threshold = float(THRESHOLDS[np.argmin(by_threshold)])
+
+    pushes = [f * told_on.pushes(known.steps[kind]) for kind, (f, _) in settings.items()]
+    flat = directions.Direction(pushes[0].reshape(-1, pushes[0].shape[-1]))
+    random = directions.random_like(flat, args.placebos, args.seed)
+    pushes += [d.vector.reshape(pushes[0].shape) for d in random]
+    begin = np.array([b for _, b in settings.values()] + [settings["probe"][1]] * len(random))
+    names = [*settings, *(f"random {i}" for i in range(len(random)))]
+    found = {}
+    for name, metric in measures(told_on, threshold).items():
+        base = np.asarray(ji.evaluate(metric, model, told_on.positions.tokens))
+        values = swept(model, told_on, metric, np.stack(pushes), begin)
+        found[name] = (("edit", "prompt"), np.concatenate([base[None], values]))
+    attrs = results.claim(
+        model, site="resid_post", intervention="add", n_prompts=len(told_on), seed=args.seed,
+        settings=settings, threshold=threshold,
+    )  # fmt: skip
+    data = xr.Dataset(found, {"edit": ["not edited", *names]}, attrs)
+    results.save(data, args.out / "edits.nc")
+    some = range(min(3, len(names)))
+    readings = {names[i]: specific(model, known, told_on, pushes[i], begin[i]) for i in some}
+    return [
+        *effects(data, tried["probe"], settings, len(chosen_on), threshold, args.seed),
+        "## Specificity", "",
+        "What probes read after each layer of the edited runs. Moves whose legality the edit does "
+        "not change are in the table above.", "",
+        "| edit | after layer | edited square reads as intended | other squares read as without "
+        "the edit | other squares read rightly | without the edit |", "| --- |" + " --- |" * 5,
+        *(
+            f"| {name} | {layer} | " + " | ".join(f"{x:.3f}" for x in shares) + " |"
+            for name, rows in readings.items() for layer, *shares in rows
+        ), "",
+    ]  # fmt: skip
+
+
+def effects(
+    data: xr.Dataset, tried: np.ndarray, settings: dict[str, Any], n_chosen: int, threshold: float,
+    seed: int,
+) -> list[str]:  # fmt: skip
+    """What the edits do to the predicted moves."""
+
+    def row(edit: str) -> str:
+        own = data.sel(edit=edit)
+        shares = {
+            "none": own.edited == 0, "changed": own.changed == 0, "unchanged": own.unchanged == 0,
+            "nearer": own.edited < own.before, "threshold": own.threshold == 0,
+        }  # fmt: skip
+        columns = [own.edited, own.before, *shares.values()]
+        cells = []
+        for values in columns:
+            found = stats.bootstrap(values.astype(float), seed=seed, method="percentile")
+            cells.append(
+                f"{float(found.estimate):.3f} [{float(found.low):.3f}, {float(found.high):.3f}]"
+            )
+        return f"| {edit} | " + " | ".join(cells) + " |"
+
+    where = "; ".join(
+        f"{kind}, factor {f:g} from layer {b} on" for kind, (f, b) in settings.items()
+    )
+    return [
+        "## Causal effect", "",
+        "A case is a position of a new game, and a disc whose change of hands changes what is "
+        "legal (and leaves some move). After every layer from one on, at the last move alone, a "
+        "factor times a step from mine to theirs (or back) is added; a step is along a direction "
+        "and as long as the means of the two lie apart there. The predicted moves are the n "
+        "likeliest, n being the number of legal moves of the board they are held against.", "",
+        f"On {n_chosen} cases, along the probes' directions, the share in which the predicted "
+        "moves are exactly the legal ones of the edited board:", "",
+        "| factor |" + "".join(f" from layer {i} |" for i in range(tried.shape[1])),
+        "| --- |" + " --- |" * tried.shape[1],
+        *(
+            f"| {f:g} | " + " | ".join(f"{x:.3f}" for x in shares) + " |"
+            for f, shares in zip(FACTORS, tried, strict=True)
+        ), "",
+        f"Chosen by these shares: {where}. On {data.sizes['prompt']} other cases [95% over cases]; "
+        "wrong moves are those falsely predicted and those falsely not:", "",
+        "| edit | wrong moves, edited board | wrong moves, board as it was | exactly the edited "
+        "board's | all moves that change are right | all moves that do not are right | fewer "
+        "wrong for the edited board than for the board as it was | exactly the edited board's, by "
+        f"probability above {threshold:.3f} |", "| --- |" + " --- |" * 7,
+        *map(row, data.edit.values.tolist()), "",
+        "Means: the difference of the class means in place of the probe's direction. Random: "
+        "directions drawn at random, the steps as long as the probe's in every case and layer.", "",
+    ]  # fmt: skip
+
+
+def specific(
+    model: ji.Model, known: Probed, cases: Cases, pushes: np.ndarray, begin: int
+) -> list[tuple[int, float, float, float, float]]:
+    """By layer: the share of edited squares read as intended; of the others, read as without the
+    edit, rightly, and rightly without the edit."""
+    at, rows = cases.positions, np.arange(len(cases))
+    mask = np.arange(model.config.n_layers) >= begin
+    edit = ji.add("resid_post", pushes, layer=mask, position=last(at))
+    before, after = read(model, known, at), read(model, known, at, edit)
+    aim = othello.turned_over(at.state, cases.square)[rows, cases.square]
+    others = np.ones(at.state.shape, bool)
+    others[rows, cases.square] = False
+    return [
+        (
+            layer,
+            (after[layer, rows, cases.square] == aim).mean(),
+            (after[layer] == before[layer])[others].mean(),
+            (after[layer] == at.state)[others].mean(),
+            (before[layer] == at.state)[others].mean(),
+        )
+        for layer in np.flatnonzero(mask)
+    ]
+
+
+if __name__ == "__main__":
+    main()

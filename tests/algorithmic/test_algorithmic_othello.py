@@ -1,0 +1,228 @@
+"""Othello's bitboards against the rules written out: lists, loops, one game at a time."""
+
+import numpy as np
+import pytest
+
+from jaxinterp.algorithmic import othello
+
+N = 6
+
+
+class Slow:
+    """One game: a list of lists of ".", "b" and "w"."""
+
+    def __init__(self):
+        self.board = [["."] * N for _ in range(N)]
+        for row, column, disc in ((2, 2, "w"), (2, 3, "b"), (3, 2, "b"), (3, 3, "w")):
+            self.board[row][column] = disc
+        self.player = "b"
+        self.passes = 0
+
+    def flips(self, row, column, player):
+        """The discs that a move would turn over."""
+        if self.board[row][column] != ".":
+            return []
+        found = []
+        for down in (-1, 0, 1):
+            for right in (-1, 0, 1):
+                line, r, c = [], row + down, column + right
+                while 0 <= r < N and 0 <= c < N and self.board[r][c] == other(player):
+                    line.append((r, c))
+                    r, c = r + down, c + right
+                if 0 <= r < N and 0 <= c < N and self.board[r][c] == player:
+                    found += line
+        return found
+
+    def moves(self, player):
+        places = [(r, c) for r in range(N) for c in range(N)]
+        return [N * r + c for r, c in places if self.flips(r, c, player)]
+
+    def play(self, square):
+        row, column = divmod(square, N)
+        for r, c in self.flips(row, column, self.player):
+            self.board[r][c] = self.player
+        self.board[row][column] = self.player
+        opponent = other(self.player)
+        if not self.moves(opponent) and self.moves(self.player):
+            self.passes += 1
+        else:
+            self.player = opponent
+
+    def state(self):
+        kinds = {".": 0, self.player: 1, other(self.player): 2}
+        return [kinds[disc] for row in self.board for disc in row]
+
+
+def other(player):
+    return "w" if player == "b" else "b"
+
+
+@pytest.fixture(scope="module")
+def games():
+    return othello.random_games(300, seed=7)
+
+
+def test_every_board_is_the_one_the_rules_give(games):
+    played = othello.replay(games)
+    passes = short = 0
+    for i, moves in enumerate(games):
+        slow, over = Slow(), False
+        for t, square in enumerate(moves):
+            if square < 0:
+                assert not slow.moves("b")
+                assert not slow.moves("w")
+                over = True
+            else:
+                assert not over
+                assert square in slow.moves(slow.player)
+                slow.play(square)
+            assert played.state[i, t].tolist() == slow.state()
+            assert np.flatnonzero(played.legal[i, t]).tolist() == slow.moves(slow.player)
+            assert played.black[i, t] == (slow.player == "b")
+        passes, short = passes + slow.passes, short + over
+    assert passes > 30  # both happen often enough to have been seen right
+    assert short > 8
+
+
+def test_the_four_openings():
+    first = othello.random_games(200, seed=1)[:, 0]
+    assert {othello.NAMES[i] for i in first} == {"c2", "b3", "e4", "d5"}
+
+
+def test_moves_are_drawn_evenly():
+    games = othello.random_games(4000, seed=3)
+    legal = othello.replay(games).legal[:, :-1].reshape(-1, othello.SQUARES)
+    following = games[:, 1:].reshape(-1)
+    legal, following = legal[following >= 0], following[following >= 0]
+    rank = (legal.cumsum(1)[np.arange(len(legal)), following] - 1) / legal.sum(1)
+    for count in (2, 5, 8):
+        own = rank[legal.sum(1) == count]
+        seen = np.bincount(np.rint(own * count).astype(int), minlength=count)
+        expected = len(own) / count
+        chi2 = ((seen - expected) ** 2 / expected).sum()
+        assert chi2 < count - 1 + 5 * np.sqrt(2 * (count - 1))
+
+
+def test_games_follow_from_their_seed(games):
+    assert np.array_equal(games, othello.random_games(300, seed=7))
+    assert not np.array_equal(games, othello.random_games(300, seed=8))
+    assert not np.array_equal(games, othello.random_games(300, seed=(7, 1)))
+    assert games.dtype == np.int32
+    assert games.shape == (300, othello.MOVES)
+
+
+def test_a_game_and_its_mirror_image_have_mirrored_boards(games):
+    # Over the main diagonal the four centre discs lie as before.
+    mirror = np.arange(othello.SQUARES).reshape(N, N).T.reshape(-1)
+    played = othello.replay(games)
+    mirrored = othello.replay(np.where(games < 0, -1, mirror[games]))
+    assert np.array_equal(mirrored.state, played.state[..., mirror])
+    assert np.array_equal(mirrored.legal, played.legal[..., mirror])
+
+
+def test_legal_squares_of_any_board(games):
+    played = othello.replay(games)
+    assert np.array_equal(othello.legal_squares(played.state), played.legal)
+    # Boards that no game reaches: random discs, and one turned over.
+    rng = np.random.default_rng(0)
+    made_up = [*rng.integers(0, 3, (100, othello.SQUARES))]
+    held = played.state[:, 10]
+    square = np.array([rng.choice(np.flatnonzero(board)) for board in held])
+    turned = othello.turned_over(held, square)
+    changed = turned != held
+    assert (changed.sum(1) == 1).all()
+    assert changed[np.arange(len(held)), square].all()
+    assert (turned[changed] + held[changed] == 3).all()
+    slow = Slow()
+    slow.player = "b"
+    for board in [*made_up, *turned]:
+        slow.board = [[".bw"[disc] for disc in row] for row in board.reshape(N, N)]
+        assert np.flatnonzero(othello.legal_squares(board)).tolist() == slow.moves("b")
+
+
+def test_positions_are_those_of_their_games():
+    found = othello.random_positions(200, seed=5)
+    lengths = np.asarray(found.tokens.lengths)
+    assert lengths.min() == 1
+    assert lengths.max() >= 29
+    for i, length in enumerate(lengths):
+        slow = Slow()
+        for square in found.tokens.ids[i, :length]:
+            slow.play(int(square))
+        assert found.state[i].tolist() == slow.state()
+        assert np.flatnonzero(found.legal[i]).tolist() == slow.moves(slow.player)
+        assert found.legal[i].any()  # a move follows
+        assert found.black[i] == (slow.player == "b")
+    again = othello.random_positions(200, seed=5)[lengths > 9]
+    assert len(again) == (lengths > 9).sum()
+    assert np.array_equal(again.state, found.state[lengths > 9])
+    assert np.array_equal(again.tokens.lengths, lengths[lengths > 9])
+
+
+def test_telling_squares_one_by_one():
+    found = othello.random_positions(40, seed=6)
+    telling, slow = othello.telling_squares(found), Slow()
+    slow.player = "b"
+    for i, state in enumerate(found.state):
+        for square, disc in enumerate(state):
+            board = [".bw"[disc] for disc in state]
+            board[square] = ".wb"[disc]
+            slow.board = [board[N * r : N * r + N] for r in range(N)]
+            after = slow.moves("b")
+            changes = after not in ([], np.flatnonzero(found.legal[i]).tolist())
+            assert telling[i, square] == (disc > 0 and changes)
+    assert 0.2 < telling[found.state > 0].mean() < 0.9
+
+
+def test_prompts_are_padded_where_games_are_over(games):
+    tokens = othello.as_prompts(games)
+    lengths = (games >= 0).sum(1)
+    assert np.array_equal(tokens.lengths, lengths)
+    assert lengths.min() < othello.MOVES
+    for ids, positions, moves, length in zip(
+        tokens.ids, tokens.positions, games, lengths, strict=True
+    ):
+        assert ids[:length].tolist() == moves[:length].tolist()
+        assert positions.tolist() == [*range(length), *[-1] * (othello.MOVES - length)]
+
+
+def test_the_start_and_a_move_drawn():
+    # Black plays e4 and turns d4 over; white is to move, so that black's discs are theirs.
+    state = othello.replay([[othello.NAMES.index("e4")]]).state[0, 0]
+    assert othello.drawn(state) == "\n".join([
+        "  a b c d e f",
+        "1 . . . . . .",
+        "2 . . . . . .",
+        "3 . . x o . .",
+        "4 . . o o o .",
+        "5 . . . . . .",
+        "6 . . . . . .",
+    ])  # fmt: skip
+
+
+def test_bad_games_are_refused(games):
+    over = games[(games < 0).any(1)][:1].copy()
+    last = int((over[0] >= 0).sum())
+    e4, f6 = othello.NAMES.index("e4"), othello.NAMES.index("f6")
+    with pytest.raises(ValueError, match="Move 1 of game 0 is f6, which is not legal there"):
+        othello.replay([[e4, f6]])
+    with pytest.raises(ValueError, match=r"Move 0 of game 1 is e5.*c2, b3, e4, d5"):
+        othello.replay([[e4], [othello.NAMES.index("e5")]])
+    late = over.copy()
+    late[0, last] = int(np.flatnonzero(~np.isin(np.arange(othello.SQUARES), late))[0])
+    with pytest.raises(ValueError, match="none, the game is over"):
+        othello.replay(late)
+    with pytest.raises(ValueError, match=r"Game 0 ends before move 1 \(-1\) and goes on at move 2"):
+        othello.replay([[e4, -1, f6]])
+    with pytest.raises(ValueError, match="Move 0 of game 0 is 36, expected a square"):
+        othello.replay([[36]])
+    with pytest.raises(ValueError, match="Move 0 of game 0 is -1, expected a square"):
+        othello.replay([[-1, -1]])
+    with pytest.raises(ValueError, match=r"moves are float64 \[1, 1\]"):
+        othello.replay([[1.0]])
+    with pytest.raises(ValueError, match="n=0 games"):
+        othello.random_games(0)
+    with pytest.raises(ValueError, match=r"A board is \[35\]"):
+        othello.legal_squares(np.zeros(35, int))
+    with pytest.raises(ValueError, match="Square a1 of board 0 is empty"):
+        othello.turned_over(np.zeros((1, 36), int), 0)

@@ -1,0 +1,79 @@
+"""Random components: as many, of the same kind, never those of the intervention."""
+
+import numpy as np
+import pytest
+from small_models import CONFIGS, DIFF, PROMPTS, donor, small_model
+
+import jaxinterp as ji
+from jaxinterp.claims import random_components
+from jaxinterp.interventions import unshare
+
+CONFIG = CONFIGS["llama"]  # 3 layers, 4 heads, 10 neurons
+HEADS = (ji.zero("z", layer=0, head=1), ji.zero("z", layer=2, head=3))
+
+
+def drawn(grid, *axes):
+    """[draw, edit, axis]"""
+    return np.stack(
+        [np.stack([np.asarray(getattr(e.where, a)) for a in axes], -1) for e in grid], 1
+    )
+
+
+def test_as_many_distinct_others():
+    cells = drawn(random_components(HEADS, CONFIG, draws=200), "layer", "head")
+    assert cells.shape == (200, 2, 2)
+    named = {(0, 1), (2, 3)}
+    seen = set()
+    for pair in cells:
+        both = set(map(tuple, pair.tolist()))
+        assert len(both) == 2
+        assert not both & named
+        seen |= both
+    assert len(seen) == 3 * 4 - 2
+
+
+def test_the_seed_decides():
+    one, same, other = (
+        drawn(random_components(HEADS, CONFIG, seed=s), "layer", "head") for s in (0, 0, 1)
+    )
+    assert (one == same).all()
+    assert (one != other).any()
+
+
+def test_sites_are_kept_apart():
+    grid = random_components((ji.zero("z", layer=0, head=1), ji.zero("mlp_out", layer=1)), CONFIG)
+    assert [e.site for e in grid] == ["z", "mlp_out"]
+    assert set(np.asarray(grid[1].where.layer).tolist()) == {0, 2}
+    assert (drawn(grid[:1], "layer", "head").max((0, 1)) == [2, 3]).all()
+    neurons = random_components(ji.zero("mlp_post", layer=1, neuron=4), CONFIG, draws=300)
+    assert set(np.asarray(neurons[0].where.neuron).tolist()) == set(range(10))
+
+
+def test_values_and_positions_stay():
+    z = donor("llama")["z"]
+    edit = ji.replace("z", z, layer=0, head=1, position=np.array([2, 4]))
+    grid = random_components(edit, CONFIG, draws=5)
+    model = small_model("llama")
+    found = ji.sweep(model, PROMPTS, grid, DIFF)
+    assert unshare(grid[0].where.position).tolist() == [2, 4]
+    for i, (layer, head) in enumerate(drawn(grid, "layer", "head")[:, 0]):
+        one = ji.replace("z", z, layer=int(layer), head=int(head), position=np.array([2, 4]))
+        np.testing.assert_allclose(found[i], ji.evaluate(DIFF, model, PROMPTS, one), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("edits", "more", "message"),
+    [
+        ((), {}, "0 edits"),
+        (HEADS, {"draws": 0}, "draws=0"),
+        (ji.zero("z"), {}, "names no layer"),
+        (ji.zero("z", layer=np.array([0, 1])), {}, "expected an edit such as"),
+        (ji.zero("z", layer=1, head=np.ones(4, bool)), {}, r"head at 'z' is bool\[4\]"),
+        (tuple(ji.zero("attn_out", layer=i) for i in (0, 1)), {}, "2 random.*1 are left"),
+        (ji.replace("z", np.zeros((2, 7, 4, 6)), layer=1), {}, "of one layer"),
+        (lambda value, at: value, {}, "function cannot be moved"),
+    ],
+)
+def test_bad_input(edits, more, message):
+    with pytest.raises(ValueError, match=message):
+        random_components(edits, CONFIG, **more)
