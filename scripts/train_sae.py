@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,7 @@ def main() -> None:
         f"# A sparse autoencoder of {model.name}", "",
         f"The stream after block {args.layer}: {args.width} features of BatchTopK with k = "
         f"{args.k:g}, {args.epochs} epochs of {len(store):,} tokens (first tokens of blocks left "
-        f"out) in batches of {args.batch}; harvested in {harvested:.0f} s, trained in "
-        f"{trained:.0f} s. Held out: {sum(len(t) for t in held)} blocks of {args.length} tokens.",
+        f"out) in batches of {args.batch}; harvested {harvested}, trained {trained}. Held out: {sum(len(t) for t in held)} blocks of {args.length} tokens.",
         "", *measured(args, model, store, found, held), "",
         *described(args, model, tokenizer, store, found, held),
     ]  # fmt: skip
@@ -75,8 +75,8 @@ def main() -> None:
     print("\n".join(lines))
 
 
-def harvested_store(args: Any, model: Any, tokenizer: Any, config: Any) -> tuple[sae.Store, float]:
-    began, size = time.perf_counter(), 16
+def harvested_store(args: Any, model: Any, tokenizer: Any, config: Any) -> tuple[sae.Store, str]:
+    took, size = timed(args.out / "activations"), 16
     rows = size * (args.length - 1)
     lines = corpora.read_lines(args.train or ji.fetch("wikitext-2") / "train.raw.gz")
     blocks = corpora.packed(lines, tokenizer, args.length, size)
@@ -86,11 +86,17 @@ def harvested_store(args: Any, model: Any, tokenizer: Any, config: Any) -> tuple
             itertools.islice(blocks, -(-args.tokens // rows)),
             on_done=lambda n: bar.update(n - bar.n),
         )  # fmt: skip
-    return store, time.perf_counter() - began
+    return store, took()
 
 
-def dictionary(args: Any, store: sae.Store, config: Any) -> tuple[sae.Dictionary, float]:
-    began = time.perf_counter()
+def timed(folder: Path) -> Callable[[], str]:
+    """How long it took to make what is in a folder, once it is made."""
+    began, begun = time.perf_counter(), folder.exists()
+    return lambda: "by an earlier run" if begun else f"in {time.perf_counter() - began:.0f} s"
+
+
+def dictionary(args: Any, store: sae.Store, config: Any) -> tuple[sae.Dictionary, str]:
+    took = timed(args.out / "checkpoint")
     steps = args.epochs * len(store) // args.batch
     sample = ordinary(store, np.concatenate([store.chunk(i) for i in range(min(8, store.chunks))]))
     with tqdm(total=steps, desc="training", unit=" steps") as bar:
@@ -108,7 +114,7 @@ def dictionary(args: Any, store: sae.Store, config: Any) -> tuple[sae.Dictionary
             save_every=200, log=args.out / "log.jsonl", log_every=20, on_step=tell,
         )  # fmt: skip
     sae.save(args.out / "dictionary", found.dictionaries[0], overwrite=True)
-    return found.dictionaries[0], time.perf_counter() - began
+    return found.dictionaries[0], took()
 
 
 def measured(args: Any, model: Any, store: Any, d: sae.Dictionary, held: list[Any]) -> list[str]:
