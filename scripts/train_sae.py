@@ -67,7 +67,8 @@ def main() -> None:
         f"# A sparse autoencoder of {model.name}", "",
         f"The stream after block {args.layer}: {args.width} features of BatchTopK with k = "
         f"{args.k:g}, {args.epochs} epochs of {len(store):,} tokens (first tokens of blocks left "
-        f"out) in batches of {args.batch}; harvested {harvested}, trained {trained}. Held out: {sum(len(t) for t in held)} blocks of {args.length} tokens.",
+        f"out) in batches of {args.batch}; harvested {harvested}, trained {trained}. "
+        f"Held out: {sum(len(t) for t in held)} blocks of {args.length} tokens.",
         "", *measured(args, model, store, found, held), "",
         *described(args, model, tokenizer, store, found, held),
     ]  # fmt: skip

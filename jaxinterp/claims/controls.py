@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ COMPONENT = ("layer", "head", "neuron")  # the axes that name a component
 def random_components(
     intervention: Any, config: Config, *, draws: int = 20, seed: int = 0
 ) -> tuple[Edit, ...]:
-    """The same edits at as many random other components: a grid of ``draws`` interventions.
+    """The same edits at as many random other components: a grid of interventions.
 
     intervention: one edit or a tuple of them, each at one component, by integers: a layer, or a
     layer and a head (or neuron). In every draw each edit moves to a component of its own site that
-    no edit names and no other edit of the draw has; positions and values stay. Values of other
+    no edit names and no other edit of the draw has; positions and values stay. No two draws have
+    the same components: there are fewer than ``draws`` where there are no more. Values of other
     runs are given for all layers, [L B P ...].
 
     Raises ``ValueError`` for edits that name no single component, values of one layer only, and
@@ -34,23 +36,36 @@ def random_components(
     named = [_component(edit) for edit in edits]
     for i, (edit, places) in enumerate(zip(edits, named, strict=True)):
         groups.setdefault((edit.site, tuple(places)), []).append(i)
+    free = {group: _others(config, *group, [named[i] for i in groups[group]]) for group in groups}
     rng, out = np.random.default_rng(seed), list(edits)
-    for (site, axes), members in groups.items():
-        sizes = [axis_size(config, SITES[site], axis) or 0 for axis in axes]
-        taken = {tuple(named[i].values()) for i in members}
-        free = np.array([c for c in itertools.product(*map(range, sizes)) if c not in taken])
-        if len(free) < len(members):
-            raise ValueError(
-                f"{len(members)} random components at {site!r} are asked for; {len(free)} are left "
-                f"besides those of the intervention (by {', '.join(axes)})."
-            )
-        drawn = np.stack([rng.permutation(len(free))[: len(members)] for _ in range(draws)])
-        for i, column in zip(members, free[drawn].transpose(1, 2, 0), strict=True):  # [axis draw]
+    count = math.prod(math.comb(len(free[group]), len(groups[group])) for group in groups)
+    picks: dict[Any, list[np.ndarray]] = {}
+    while len(picks) < min(draws, count):
+        pick = [rng.permutation(len(free[g]))[: len(members)] for g, members in groups.items()]
+        picks.setdefault(tuple(frozenset(rows.tolist()) for rows in pick), pick)
+    for number, (group, members) in enumerate(groups.items()):
+        drawn = free[group][np.stack([pick[number] for pick in picks.values()])]  # [draw edit axis]
+        for i, columns in zip(members, drawn.transpose(1, 2, 0), strict=True):
             where = {axis: _shared(index) for axis, index in edits[i].where.items()}
-            where |= dict(zip(axes, column, strict=True))
+            where |= dict(zip(group[1], columns, strict=True))
             moved = edits[i].where.replace(**where)
             out[i] = edits[i].replace(where=moved, value=_shared(edits[i].value))
     return tuple(out)
+
+
+def _others(
+    config: Config, site: str, axes: tuple[str, ...], named: list[dict[str, int]]
+) -> np.ndarray:
+    """The components of a site that are not named, [n axis]."""
+    sizes = [axis_size(config, SITES[site], axis) or 0 for axis in axes]
+    taken = {tuple(places.values()) for places in named}
+    others = [cell for cell in itertools.product(*map(range, sizes)) if cell not in taken]
+    if len(others) < len(named):
+        raise ValueError(
+            f"{len(named)} random components at {site!r} are asked for; {len(others)} are left "
+            f"besides those of the intervention (by {', '.join(axes)})."
+        )
+    return np.array(others)
 
 
 def _component(edit: Any) -> dict[str, int]:

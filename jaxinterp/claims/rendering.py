@@ -82,7 +82,11 @@ def facts(claim: Claim) -> list[tuple[str, str]]:
     said, task = claim.model, claim.task
     revision = f", revision {said['revision']}" if said["revision"] else ""
     if isinstance(task, dict):
-        known = [f"{key} {task[key]}" for key in ("seed", "corruption") if task.get(key)]
+        known = [
+            f"{key} {task[key]}"
+            for key in ("seed", "corruption")
+            if task.get(key) not in (None, "")
+        ]
         task = ", ".join([str(task.get("name", "")), *known])
     out = [
         ("model", f"{said['model']}{revision}, weights {said['weights']}, {said['dtype']}"),
@@ -201,7 +205,7 @@ def _block(claim: Claim, experiment: Experiment) -> dict[str, Any]:
         prompts = [list(row) for row in zip(*columns, strict=True)]
     return {
         "name": experiment.name,
-        "said": [_results(experiment)[0].rstrip(":"), *_beside(claim, experiment)],
+        "said": [_results(experiment)[0].removesuffix("; the furthest:"), *_beside(claim, experiment)],
         "heading": heading(experiment),
         "note": experiment.note,
         "facts": [f"{experiment.n_prompts} prompts", experiment.metric.name,

@@ -154,8 +154,9 @@ def _sentence(edits: list[Any], with_places: bool) -> str:
 
 
 def _places(edits: list[Any]) -> str:
-    named = list(dict.fromkeys(place for place in map(_place, edits) if place))
-    return " and ".join(named)
+    several = len({getattr(edit, "site", "") for edit in edits}) > 1
+    named = [f"{edit.site} {_place(edit)}" if several else _place(edit) for edit in edits]
+    return " and ".join(dict.fromkeys(place for place in named if place))
 
 
 def _verb(edit: Any) -> str:

@@ -15,7 +15,15 @@ from jaxinterp.loading.folder import download, load_folder
 from jaxinterp.loading.registry import BUILT_IN, fetch
 from jaxinterp.loading.registry import models as built_in
 from jaxinterp.loading.sharding import auto, shardings
-from jaxinterp.loading.shipped import Card, card, load_shipped, ship, shipped, weights_folder
+from jaxinterp.loading.shipped import (
+    Card,
+    card,
+    find,
+    load_shipped,
+    ship,
+    weights_folder,
+)
+from jaxinterp.loading.shipped import shipped as shipped_names
 from jaxinterp.model import Model
 
 if TYPE_CHECKING:
@@ -23,16 +31,18 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Card", "LoadError", "auto", "card", "fetch", "load", "models", "save", "shardings", "ship",
-    "shipped", "weights_folder",
+    "weights_folder",
 ]  # fmt: skip
 
 
 def models() -> dict[str, str]:
     """The built-in and the shipped names, each with what it is, its size and its licence."""
-    cards = [card(name) for name in shipped()]
-    return built_in() | {
-        c.name: f"{c.description}; {c.size / 1e6:.1f} MB; {c.licence}" for c in cards
-    }
+    found = built_in()
+    for name in shipped_names():
+        its, files = card(name), (weights_folder() / name).iterdir()
+        size = sum(file.stat().st_size for file in files)
+        found[name] = f"{its.description}; {size / 1e6:.1f} MB; {its.licence}"
+    return found
 
 
 def load(
@@ -45,7 +55,7 @@ def load(
     """A model and its tokenizer (None where the files hold none).
 
     name: a built-in or shipped name (see `models`), a folder in Hugging Face layout, a ``.gguf``
-    file, a folder written by `save`, or a hub id such as ``"EleutherAI/pythia-70m"``.
+    file, a folder written by `save` or `ship`, or a hub id such as ``"EleutherAI/pythia-70m"``.
     dtype: of the parameters. mesh: where they are laid out, split over its axis "model".
     revision: a branch, tag or commit of the hub; ``"step-<n>"`` of a shipped model, as it was
     after n steps of training (`card` lists which are kept).
@@ -55,8 +65,8 @@ def load(
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise LoadError(f"dtype={dtype!r} is no floating-point type: expected e.g. jnp.float32.")
-    if os.fspath(name) in shipped():
-        return load_shipped(os.fspath(name), dtype, mesh, revision)
+    if (folder := find(name)) is not None:
+        return load_shipped(folder, dtype, mesh, revision)
     path, label, commit = _locate(os.fspath(name), revision)
     if path.is_file():
         from jaxinterp.loading.gguf import load_gguf

@@ -63,11 +63,6 @@ class Card:
         found = (re.fullmatch(r"step-(\d+)\.safetensors", file) for file in self.files)
         return tuple(sorted(int(match[1]) for match in found if match))
 
-    @property
-    def size(self) -> int:
-        """Bytes of the files on disk."""
-        return sum((weights_folder() / self.name / file).stat().st_size for file in self.files)
-
     def architecture(self) -> str:
         """The config in one line."""
         c = Config.from_dict(self.config)
@@ -119,12 +114,25 @@ def shipped() -> tuple[str, ...]:
     return tuple(sorted(file.parent.name for file in weights_folder().glob(f"*/{CARD}")))
 
 
-def card(name: str) -> Card:
-    """The card of a shipped model; `LoadError` where there is none, or it is damaged."""
-    if name not in shipped():
-        has = f"one of {', '.join(shipped())}" if shipped() else "one, but none is there"
-        raise LoadError(f"{name!r} is no shipped model: expected {has} ({weights_folder()}).")
-    path = weights_folder() / name / CARD
+def find(name: str | os.PathLike[str]) -> Path | None:
+    """The folder of a shipped model, by its name or itself; None where there is none."""
+    text = os.fspath(name)
+    if text in BUILT_IN:  # a local folder does not shadow it
+        return None
+    path = weights_folder() / text if text in shipped() else Path(text).expanduser()
+    return path.absolute() if (path / CARD).is_file() else None
+
+
+def card(name: str | os.PathLike[str]) -> Card:
+    """The card of a shipped model, or of a folder that `ship` wrote.
+
+    Raises `LoadError` where there is none, or it is damaged.
+    """
+    folder = find(name)
+    if folder is None:
+        has = f"one of {', '.join(shipped())}" if shipped() else "a folder with a card.json"
+        raise LoadError(f"{os.fspath(name)!r} is no shipped model: expected {has}.")
+    path = folder / CARD
     found = read_json(path)
     try:
         read = Card(**found)
@@ -133,32 +141,32 @@ def card(name: str) -> Card:
             raise TypeError("its files have no SHA-256")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LoadError(f"The card {path} is damaged ({error!r}). {_AGAIN}") from error
-    if read.name != name or _WEIGHTS not in read.files:
+    if read.name != folder.name or _WEIGHTS not in read.files:
         raise LoadError(
             f"The card {path} is of {read.name!r} and lists {', '.join(read.files) or 'no files'}: "
-            f"expected {name!r} with {_WEIGHTS}. {_AGAIN}"
+            f"expected {folder.name!r} with {_WEIGHTS}. {_AGAIN}"
         )
     return read
 
 
 def load_shipped(
-    name: str, dtype: Any, mesh: Any, revision: str | None
+    folder: Path, dtype: Any, mesh: Any, revision: str | None
 ) -> tuple[Model, Tokenizer | None]:
     """A shipped model, of the end of training or of a step kept, over ``mesh`` if one is given."""
-    its, folder = card(name), weights_folder() / name
+    its = card(folder)
     file = _WEIGHTS if revision is None else f"{revision}.safetensors"
     if revision is not None and revision not in [f"step-{n}" for n in its.kept]:
         has = ", ".join(f"step-{n}" for n in its.kept) or "it has none"
         raise LoadError(
-            f"{name!r} has no revision {revision!r}: expected a step kept on the way ({has}), or "
-            "None for the trained model."
+            f"{its.name!r} has no revision {revision!r}: expected a step kept on the way ({has}), "
+            "or None for the trained model."
         )
     for other, digest in its.files.items():
         if other == file or not other.endswith(".safetensors"):
             _verify(folder / other, digest)
-    params = _params(folder / file, Config.from_dict(its.config), dtype, mesh)
-    model = Model(params, Config.from_dict(its.config), name=name, revision=its.files[file])
-    return model, read_tokenizer(folder)
+    config = Config.from_dict(its.config)
+    params = _params(folder / file, config, dtype, mesh)
+    return Model(params, config, its.name, its.files[file]), read_tokenizer(folder)
 
 
 def _verify(path: Path, digest: str) -> None:
@@ -166,21 +174,15 @@ def _verify(path: Path, digest: str) -> None:
         raise LoadError(f"{path} is missing, but {CARD} lists it. {_AGAIN}")
     if (found := sha256([path])) != digest:
         raise LoadError(
-            f"{path} has SHA-256 {found}, expected {digest} as {CARD} says: it was changed. {_AGAIN}"
+            f"{path} has SHA-256 {found}, expected {digest} (its {CARD}): it was changed. {_AGAIN}"
         )
 
 
 def _params(file: Path, config: Config, dtype: Any, mesh: Any) -> Any:
     """The parameter tree of a config from a file of its leaves."""
     tensors, tree = Safetensors([file], str(file)), shapes(config, dtype)
-    wanted = {name: list(leaf.shape) for name, leaf in _by_path(tree).items()}
-    stored = {name: list(tensors.read(name).shape) for name in tensors.names()}
-    for name in sorted(wanted | stored):
-        if wanted.get(name) != stored.get(name):
-            raise LoadError(
-                f"{file} holds {name} of shape {stored.get(name)}, the config of {CARD} says "
-                f"{wanted.get(name)}. {_AGAIN}"
-            )
+    if differs := _differs({name: tensors.read(name) for name in tensors.names()}, config):
+        raise LoadError(f"{file} holds {differs}. {_AGAIN}")
 
     def leaf(path: tuple[Any, ...], want: jax.ShapeDtypeStruct, at: Any) -> jax.Array:
         with np.errstate(over="ignore"):
@@ -202,6 +204,16 @@ def _by_path(tree: Any) -> dict[str, Any]:
 
 def _name(path: tuple[Any, ...]) -> str:
     return ".".join(key.name for key in path)
+
+
+def _differs(arrays: Mapping[str, np.ndarray], config: Config) -> str:
+    """The first array that a config has no place for or lacks, "" where they belong together."""
+    wanted = {name: leaf.shape for name, leaf in _by_path(shapes(config)).items()}
+    for name in sorted({*wanted, *arrays}):
+        there = arrays[name].shape if name in arrays else None
+        if there != wanted.get(name):
+            return f"{name} of shape {there}, where its config says {wanted.get(name)}"
+    return ""
 
 
 def ship(
@@ -282,6 +294,8 @@ def _check_name(name: str) -> None:
 def _arrays(file: str, model: Model) -> dict[str, np.ndarray]:
     """The leaves of a model as they are stored."""
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _by_path(model.params).items()}
+    if differs := _differs(arrays, model.config):
+        raise ValueError(f"The model for {file} holds {differs}: mend one of the two.")
     for name, array in arrays.items():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise ValueError(

@@ -85,7 +85,8 @@ function block(experiment) {
   const { name, said, heading, note, facts, left_out: more } = experiment;
   const article = make("article", {}, make("h3", {}, name),
     make("p", { class: "facts" }, [heading, ...facts].filter(Boolean).join(" · ")));
-  for (const text of [note, ...said].filter(Boolean)) article.append(make("p", { class: "did" }, minus(text)));
+  if (note) article.append(make("p", { class: "did" }, note));
+  for (const text of said) article.append(make("p", { class: "did" }, `${text[0].toUpperCase()}${minus(text.slice(1))}.`));
   article.append(forest(experiment));
   if (more) article.append(make("p", { class: "hint" }, `${more} more move it less.`));
   if (experiment.prompts) article.append(prompts(experiment.prompts));

@@ -1,5 +1,7 @@
 """Random components: as many, of the same kind, never those of the intervention."""
 
+import itertools
+
 import numpy as np
 import pytest
 from small_models import CONFIGS, DIFF, PROMPTS, donor, small_model
@@ -21,15 +23,11 @@ def drawn(grid, *axes):
 
 def test_as_many_distinct_others():
     cells = drawn(random_components(HEADS, CONFIG, draws=200), "layer", "head")
-    assert cells.shape == (200, 2, 2)
-    named = {(0, 1), (2, 3)}
-    seen = set()
-    for pair in cells:
-        both = set(map(tuple, pair.tolist()))
-        assert len(both) == 2
-        assert not both & named
-        seen |= both
-    assert len(seen) == 3 * 4 - 2
+    pairs = {frozenset(map(tuple, pair.tolist())) for pair in cells}
+    others = set(itertools.product(range(3), range(4))) - {(0, 1), (2, 3)}
+    assert len(cells) == 45  # all pairs of the 10 others, each once
+    assert pairs == set(map(frozenset, itertools.combinations(others, 2)))
+    assert len(random_components(HEADS, CONFIG, draws=20)[0].where.layer) == 20
 
 
 def test_the_seed_decides():
@@ -46,7 +44,8 @@ def test_sites_are_kept_apart():
     assert set(np.asarray(grid[1].where.layer).tolist()) == {0, 2}
     assert (drawn(grid[:1], "layer", "head").max((0, 1)) == [2, 3]).all()
     neurons = random_components(ji.zero("mlp_post", layer=1, neuron=4), CONFIG, draws=300)
-    assert set(np.asarray(neurons[0].where.neuron).tolist()) == set(range(10))
+    found = drawn(neurons, "layer", "neuron")[:, 0].tolist()
+    assert sorted(found) == [[l, n] for l in range(3) for n in range(10) if (l, n) != (1, 4)]
 
 
 def test_values_and_positions_stay():
