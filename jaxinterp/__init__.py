@@ -7,8 +7,10 @@
 
 from jaxinterp import (
     ablation,
+    algorithmic,
     attribution,
     circuits,
+    claims,
     comparison,
     corpora,
     decomposition,
@@ -32,11 +34,13 @@ from jaxinterp import (
     superposition,
     tasks,
     tracing,
+    training,
     uses,
 )
 from jaxinterp.ablation import ablate, mean_activations
 from jaxinterp.activations import activation_statistics
 from jaxinterp.attribution import attribute
+from jaxinterp.claims import Claim, Experiment
 from jaxinterp.comparison import compare
 from jaxinterp.decomposition import attribute_logits, attribute_stream
 from jaxinterp.directions import Direction
@@ -54,6 +58,7 @@ from jaxinterp.interventions import (
     zero,
 )  # fmt: skip
 from jaxinterp.loading import LoadError, fetch, load, models, save
+from jaxinterp.loading.shipped import Card, card, ship, shipped
 from jaxinterp.metrics import (
     Metric,
     accuracy,
@@ -110,9 +115,12 @@ from jaxinterp.version import __version__
 __all__ = [
     "SITES",
     "At",
+    "Card",
+    "Claim",
     "Config",
     "Direction",
     "Edit",
+    "Experiment",
     "Frame",
     "Generated",
     "Intervention",
@@ -135,15 +143,18 @@ __all__ = [
     "accuracy",
     "activation_statistics",
     "add",
+    "algorithmic",
     "apply",
     "attribute",
     "attribute_logits",
     "attribute_stream",
     "attribution",
     "batches_of",
+    "card",
     "center_unembed",
     "center_writing_weights",
     "circuits",
+    "claims",
     "collect",
     "compare",
     "comparison",
@@ -200,6 +211,8 @@ __all__ = [
     "scrubbing",
     "shapes",
     "share",
+    "ship",
+    "shipped",
     "stats",
     "steer",
     "steering",
@@ -209,6 +222,7 @@ __all__ = [
     "tasks",
     "trace_causes",
     "tracing",
+    "training",
     "unembed",
     "uses",
     "zero",

@@ -86,10 +86,9 @@ def train(
     }  # fmt: skip
     saved = None if folder is None else Checkpoint(Path(folder).absolute(), run)
     module = Transformer(model)
-    graph, state = nnx.split((module, nnx.Optimizer(module, optimizer, wrt=nnx.Param)))
-    update, taken = _update(graph, loss), functools.partial(_taken, graph)
-    state = jax.tree.map(jnp.array, state)  # no buffer twice: they are donated
-    done, lines, kept = 0, [], {0: taken(state)} if 0 in keep else {}
+    loop = Loop((module, nnx.Optimizer(module, optimizer, wrt=nnx.Param)))
+    state, update, shapes = loop.begin(), loop.update(loss), _shapes(first)
+    done, lines, kept = 0, [], {0: loop.model(state)} if 0 in keep else {}
     about = None if saved is None else saved.about()
     if saved is not None and about is not None:
         done, lines = about["step"], about["lines"]
@@ -117,17 +116,21 @@ def train(
 
     for step in range(done, steps):
         given = first if step == 0 else batch(step)
-        _check_batch(step, given, first)
+        if _shapes(given) != shapes:  # it would compile the step again
+            raise ValueError(
+                f"Batch {step} has arrays of shapes {_shapes(given)}, batch 0 had {shapes}: give "
+                "all batches the same shapes (pad what is shorter)."
+            )
         state, values, finite = update(state, given)
         waiting.append((step, values, finite))
         if step + 1 in keep:
-            kept[step + 1] = taken(state)
+            kept[step + 1] = loop.model(state)
         saving = saved is not None and ((step + 1) % save_every == 0 or step + 1 == steps)
         if saving or step % log_every == 0 or step + 1 == steps:
             tell()
         if saved is not None and saving:
             saved.save((state, kept), {"step": step + 1, "lines": lines})
-    return Trained(taken(state), _history(lines, run), kept)
+    return Trained(loop.model(state), _history(lines, run), kept)
 
 
 def _check(steps: int, save_every: int, log_every: int, keep: tuple[int, ...]) -> None:
@@ -141,46 +144,58 @@ def _check(steps: int, save_every: int, log_every: int, keep: tuple[int, ...]) -
         )
 
 
-def _check_batch(step: int, given: Any, first: Any) -> None:
-    """A batch of another shape would compile the step again, every time."""
-    found, expected = (jax.tree.map(np.shape, each) for each in (given, first))
-    if found != expected:
-        raise ValueError(
-            f"Batch {step} has shapes {found}, batch 0 had {expected}: give all batches the same "
-            "shapes (pad what is shorter)."
-        )
+def _shapes(batch: Any) -> list[tuple[int, ...]]:
+    return [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
 
 
-def _update(graph: Any, loss: Loss) -> Callable[..., tuple[Any, dict[str, jax.Array], jax.Array]]:
-    """The compiled step: (state, batch) to the new state, what was told, and if all is finite."""
+class Loop:
+    """A Flax NNX training loop of a module and its optimizer, as functions of their arrays."""
 
-    def objective(module: Transformer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        value, others = loss(module.model(), batch)
-        told = {"loss": value, **others}
-        if clash := {"step", "loss"} & set(others):
-            raise ValueError(f"The loss tells {min(clash)!r}, a name that is taken: rename it.")
-        for name, told_value in told.items():
-            if jnp.shape(told_value) != ():
-                raise ValueError(
-                    f"The loss gives {name!r} of shape {list(jnp.shape(told_value))}, expected "
-                    "scalars: take the mean."
-                )
-        return value, told
+    def __init__(self, pair: tuple[Transformer, nnx.Optimizer]):
+        self.graph, state = nnx.split(pair)
+        self.leaves, self.structure = jax.tree.flatten(state)
 
-    @functools.partial(jax.jit, donate_argnums=0)
-    def update(state: Any, batch: Any) -> tuple[Any, dict[str, jax.Array], jax.Array]:
-        module, optimizer = nnx.merge(graph, state)
-        (value, told), slopes = nnx.value_and_grad(objective, has_aux=True)(module, batch)
-        optimizer.update(module, slopes)
-        finite = [jnp.isfinite(p).all() for p in jax.tree.leaves(module.model().params)]
-        return nnx.state((module, optimizer)), told, jnp.isfinite(value) & jnp.stack(finite).all()
+    def begin(self) -> list[jax.Array]:
+        """The arrays before the first update, none of them twice: `update` donates them."""
+        return [jnp.array(leaf) for leaf in self.leaves]
 
-    return update
+    def pair(self, state: list[jax.Array]) -> tuple[Transformer, nnx.Optimizer]:
+        """Module and optimizer that hold the arrays."""
+        return nnx.merge(self.graph, jax.tree.unflatten(self.structure, state))
 
+    def model(self, state: list[jax.Array]) -> Model:
+        """A copy of the model as it is: the next update overwrites its buffers."""
+        return jax.tree.map(jnp.array, self.pair(state)[0].model())
 
-def _taken(graph: Any, state: Any) -> Model:
-    """A copy of the model as it is now: the next update overwrites its buffers."""
-    return jax.tree.map(jnp.array, nnx.merge(graph, state)[0].model())
+    def update(self, loss: Loss) -> Callable[..., tuple[list[Any], dict[str, Any], jax.Array]]:
+        """The compiled step: (arrays, batch) to new ones, what the loss told, if all is finite."""
+
+        def objective(module: Transformer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+            value, others = loss(module.model(), batch)
+            told = {"loss": value, **others}
+            if clash := {"step", "loss"} & set(others):
+                raise ValueError(f"The loss tells {min(clash)!r}, a name that is taken: rename it.")
+            for name, each in told.items():
+                if jnp.shape(each) != ():
+                    raise ValueError(
+                        f"The loss gives {name!r} of shape {list(jnp.shape(each))}, expected "
+                        "scalars: take the mean."
+                    )
+            return value, told
+
+        # Lists of arrays: JAX passes them on in C++, Flax's states in Python, at each call.
+        @functools.partial(jax.jit, donate_argnums=0)
+        def update(
+            state: list[jax.Array], batch: Any
+        ) -> tuple[list[jax.Array], dict[str, jax.Array], jax.Array]:
+            module, optimizer = self.pair(state)
+            (value, told), slopes = nnx.value_and_grad(objective, has_aux=True)(module, batch)
+            optimizer.update(module, slopes)
+            finite = [jnp.isfinite(p).all() for p in jax.tree.leaves(module.model().params)]
+            new = jax.tree.leaves(nnx.state((module, optimizer)))
+            return new, told, jnp.isfinite(value) & jnp.stack(finite).all()
+
+        return update
 
 
 def _reason(step: int, loss: float, saved: Checkpoint | None) -> str:
@@ -291,6 +306,6 @@ def _free(array: jax.Array) -> jax.Array:
     if len(array.devices()) > 1:
         return array
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):  # of optimizers that draw
-        data = np.asarray(jax.random.key_data(array))
+        data = jnp.array(np.asarray(jax.random.key_data(array)))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     return jnp.array(np.asarray(array))

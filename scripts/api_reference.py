@@ -149,13 +149,15 @@ class Package:
                 rooms.append(name)
             else:
                 add(f"{self.name}.{name}", *located)
-        for room in sorted(rooms):
+        for room in rooms.sort() or rooms:  # grows by the rooms within rooms
             module = f"{self.name}.{room}"
             for name in self.names(module):
-                located = self.find(module, name)
-                if located is None or located[2] is None:
-                    raise ValueError(f"{module} has no function, class or value {name!r}.")
-                add(f"{module}.{name}", *located)
+                if (located := self.find(module, name)) is None:
+                    raise ValueError(f"{module} has no function, class, value or room {name!r}.")
+                if located[2] is None:
+                    rooms.append(f"{room}.{name}")
+                else:
+                    add(f"{module}.{name}", *located)
         return [*found.values(), *(self.room(room) for room in sorted(rooms))]
 
     def room(self, name: str) -> Entry:
@@ -286,13 +288,10 @@ def _line(entry: Entry) -> str:
     return f"{entry.kind} {entry.path}{given}"
 
 
-# Pages --------------------------------------------------------------------------------------------
-
-
 def pages(package: Package) -> dict[str, str]:
     """The reference: markdown by file name."""
     entries = package.entries()
-    rooms = {e.path.split(".")[1]: e for e in entries if e.kind == "module"}
+    rooms = {e.name: e for e in entries if e.kind == "module" and e.path.count(".") == 1}
     things = [e for e in entries if e.kind != "module" and not e.name.startswith("__")]
     by_room: dict[str, list[Entry]] = {room: [] for room in rooms}
     for entry in things:

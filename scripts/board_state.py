@@ -26,6 +26,7 @@ from tqdm import tqdm
 import jaxinterp as ji
 from jaxinterp import directions, probes, report, results, stats
 from jaxinterp.algorithmic import othello
+from jaxinterp.algorithmic.prompts import pick
 
 PROBED, EDITED = 2, 3  # streams of games; training and its measurement have others
 PENALTIES = np.geomspace(1e-5, 1e-1, 5)
@@ -199,8 +200,7 @@ def draw_cases(n: int, stream: tuple[int, ...]) -> Cases:
     at = othello.random_positions(n + n // 10 + 10, stream)
     telling = othello.telling_squares(at)
     rows = np.flatnonzero(telling.any(1))[:n]
-    drawn = np.random.default_rng((*stream, 1)).random(telling.shape) * telling
-    square = drawn[rows].argmax(1)
+    square = pick(np.random.default_rng((*stream, 1)), telling[rows])
     edited = othello.turned_over(at.state[rows], square)
     return Cases(at[rows], square, othello.legal_squares(edited))
 

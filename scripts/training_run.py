@@ -19,7 +19,14 @@ from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp.model import (
-    Frame, as_tokens, block, embed, layer_at, make_context, run_layers, unembed,
+    Frame,
+    as_tokens,
+    block,
+    embed,
+    layer_at,
+    make_context,
+    run_layers,
+    unembed,
 )  # fmt: skip
 from jaxinterp.model.taps import Tap
 from jaxinterp.training import Trained, train

@@ -24,7 +24,7 @@ PRELUDE = BLOCK.search(PAGE)[2]
 
 def idioms(section):
     """(title, theirs, ours) of a section, in order."""
-    parts = re.split(r"^#### (.+)\n", SECTIONS[section], flags=re.MULTILINE)
+    parts = re.split(r"^### (.+)\n", SECTIONS[section], flags=re.MULTILINE)
     out = []
     for title, text in zip(parts[1::2], parts[2::2], strict=True):
         blocks = BLOCK.findall(text)

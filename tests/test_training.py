@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 from small_models import CONFIGS, small_model
 
-from jaxinterp import training
 from jaxinterp.loading import LoadError
 from jaxinterp.model import Tokens, as_tokens, forward, init
-from jaxinterp.training import train
+from jaxinterp.nnx import Transformer
+from jaxinterp.training import Loop, train
 
 STEPS = 12
 PLACE = {"save_every": 5, "log_every": 4}
@@ -279,7 +279,9 @@ def test_bad_input_is_named():
     def ragged(step):
         return batch(step)[:2] if step == 2 else batch(step)
 
-    with pytest.raises(ValueError, match=r"Batch 2 has shapes .*\(2, 6\).* batch 0 had .*\(4, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"Batch 2 has arrays of shapes .*\(2, 6\).* batch 0 had .*\(4, 6\)"
+    ):
         run(batch=ragged)
     with pytest.raises(ValueError, match=r"gives 'loss' of shape \[4\], expected scalars"):
         run(loss=lambda model, tokens: (forward(model, tokens).logits.sum((1, 2)), {}))
@@ -300,12 +302,10 @@ def test_the_step_is_compiled_once():
 
 def test_the_loop_is_flax_nnx(unbroken):
     """The update takes the state of `Transformer` and `nnx.Optimizer`, as any Flax loop."""
-    module = training.Transformer(start())
-    pair = (module, nnx.Optimizer(module, optimizer(), wrt=nnx.Param))
-    graph, state = nnx.split(pair)
-    state = jax.tree.map(jnp.array, state)
-    state, told, finite = training._update(graph, loss)(state, batch(0))
-    module, tx = nnx.merge(graph, state)
+    module = Transformer(start())
+    loop = Loop((module, nnx.Optimizer(module, optimizer(), wrt=nnx.Param)))
+    state, told, finite = loop.update(loss)(loop.begin(), batch(0))
+    module, tx = loop.pair(state)
     assert int(tx.step[...]) == 1
     assert bool(finite)
     assert float(told["loss"]) == pytest.approx(float(loss(start(), batch(0))[0]), abs=1e-5)

@@ -5,6 +5,7 @@ Needs a package index (pip's own configuration says which), and minutes.
 
 import email
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,9 @@ print(json.dumps([ji.__version__, ji.__file__, revisions]))
 
 def run(*command, cwd):
     """What a program prints; all it said where it fails."""
+    plain = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # conftest.py's
     done = subprocess.run(
-        [str(c) for c in command], cwd=cwd, capture_output=True, text=True, check=False
+        [str(c) for c in command], cwd=cwd, env=plain, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout

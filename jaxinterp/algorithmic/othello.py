@@ -10,11 +10,14 @@ one the game is over, be the board full or not. A board is told from the side of
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxinterp.algorithmic.prompts import as_prompts, at_least_one, pick, tokenizer_of
 from jaxinterp.model import Tokens
+from jaxinterp.tokens import Tokenizer
 
 SIZE = 6
 SQUARES = SIZE * SIZE
@@ -40,22 +43,23 @@ class Played(NamedTuple):
     black: np.ndarray
 
 
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """Of games like ``"c2 d3 b3"``."""
+    return tokenizer_of("othello", NAMES)
+
+
 def random_games(n: int, seed: Any = 0) -> np.ndarray:
     """Moves int32 [n 32] of n games, each drawn evenly from the legal ones; -1 after the end.
 
     seed: as `numpy.random.default_rng` takes it. Raises ``ValueError`` for n < 1.
     """
-    if n < 1:
-        raise ValueError(f"n={n} games, expected 1 or more.")
+    at_least_one(n=n)
     rng = np.random.default_rng(seed)
     turn, moves = _begin(n), np.full((n, MOVES), -1, np.int32)
     for t in range(MOVES):
         legal = _squares(_legal(turn.mine, turn.theirs))
-        count = legal.sum(1)
-        # The k-th of the legal squares, k even over their number.
-        k = rng.random(n) * count
-        drawn = (legal.cumsum(1) > k[:, None]).argmax(1)
-        moves[:, t] = np.where(count > 0, drawn, -1)
+        moves[:, t] = np.where(legal.any(1), pick(rng, legal), -1)
         turn = _play(turn, moves[:, t])
     return moves
 
@@ -141,13 +145,6 @@ def telling_squares(positions: Positions) -> np.ndarray:
         after = legal_squares(turned_over(positions.state[rows], square))
         telling[rows, square] = (after != positions.legal[rows]).any(1) & after.any(1)
     return telling
-
-
-def as_prompts(moves: Any) -> Tokens:
-    """Games [n T] as prompts, padded on the right where they are over."""
-    moves = np.asarray(moves)
-    places = np.broadcast_to(np.arange(moves.shape[1], dtype=np.int32), moves.shape)
-    return Tokens(moves.clip(0), np.where(moves >= 0, places, -1))
 
 
 def drawn(state: Any) -> str:

@@ -1,10 +1,10 @@
-"""Sequences that come back to what they said before, over a background of bigrams.
+"""Sequences that come back to what they said before, over a background of likely successors.
 
 The world of induction heads (Olsson et al. 2022, arXiv:2209.11895). Token 0 is BOS, 1 to 120 are
-syllables. Outside repeats each token depends on the one before: half of the time it is one of that
-token's four favoured successors, else any. At random places a sequence turns back to a random
-earlier place and repeats what stood there from then on, for a random length: neither position nor
-bigrams tell what comes next there.
+syllables. Outside repeats a token is one of four favoured successors of the token before it, or one
+of four of the token before that, or any. At random places a sequence turns back to a random earlier
+place and repeats what stood there from then on, for a random length: neither position nor
+favourites tell what comes next there.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BOS = 0
 TOKENS = ("[BOS]", *(c + v for c in "bcdfghjklmnpqrstvwxz" for v in "aeiouy"))
 SIZE = len(TOKENS)
 CONTEXT = 96
-FAVOURED = 4  # successors of each token
-SHARE = 0.5  # of the time one of them follows
+FAVOURED = 4  # successors of each token, at either distance
+SHARES = (0.35, 0.35)  # of the time one of them follows: next, and next but one
 NEAREST = 4  # places back, at least, that a sequence turns
 LENGTHS = (4, 40)  # of what is repeated, at most up to the place of turning
 RATES = (0.02, 0.12)  # how often a sequence turns back, drawn for each
@@ -50,18 +50,20 @@ def tokenizer() -> Tokenizer:
 
 @functools.cache
 def favoured() -> np.ndarray:
-    """The favoured successors [121 4] of every token: always the same."""
-    rng = np.random.default_rng(0)
-    return np.stack([rng.choice(np.arange(1, SIZE), FAVOURED, replace=False) for _ in TOKENS])
+    """The favourites [2 121 4] of every token, next and next but one: always the same."""
+    return _different(np.random.default_rng(0), 2 * SIZE, FAVOURED).reshape(2, SIZE, FAVOURED)
 
 
-def background() -> np.ndarray:
-    """Probabilities [121 121] of the next token (column) by the present one, outside repeats."""
-    table = np.full((SIZE, SIZE), (1 - SHARE) / (SIZE - 1))
-    table[:, BOS] = 0
-    np.put_along_axis(
-        table, favoured(), np.take_along_axis(table, favoured(), 1) + SHARE / FAVOURED, 1
-    )
+def background(before: Any, present: Any) -> np.ndarray:
+    """Probabilities [... 121] of the token after two [...], outside repeats.
+
+    In the place of what stands before the first token, BOS.
+    """
+    before, present = np.broadcast_arrays(before, present)
+    table = np.full((*present.shape, SIZE), (1 - sum(SHARES)) / (SIZE - 1))
+    table[..., BOS] = 0
+    for of, token, share in zip(favoured(), (present, before), SHARES, strict=True):
+        table += share / FAVOURED * (of[token][..., None] == np.arange(SIZE)).sum(-2)
     return table
 
 
@@ -81,9 +83,12 @@ def sequences(n: int, seed: Any = 0, length: int = CONTEXT) -> Sequences:
         place = np.where(turns, rng.integers(1, max(2, t - NEAREST + 1), n), place)
         drawn = rng.integers(LENGTHS[0], LENGTHS[1] + 1, n)
         left = np.where(turns, np.minimum(drawn, t - place), left)  # no further than to here
-        any_one = rng.integers(1, SIZE, n)
-        likely = favoured()[ids[:, t - 1], rng.integers(0, FAVOURED, n)]
-        new = np.where(rng.random(n) < SHARE, likely, any_one)
+        kind = np.searchsorted(np.cumsum(SHARES), rng.random(n), side="right")
+        which, any_one = rng.integers(0, FAVOURED, n), rng.integers(1, SIZE, n)
+        by_one, by_two = (
+            of[ids[:, max(t - back, 0)], which] for back, of in enumerate(favoured(), 1)
+        )
+        new = np.choose(kind, [by_one, by_two, any_one])
         ids[:, t] = np.where(left > 0, ids[rows, place], new)
         source[:, t] = np.where(goes_on, place, -1)
         place, left = place + 1, left - 1

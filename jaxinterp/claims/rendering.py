@@ -195,9 +195,11 @@ def _strongest(experiment: Experiment) -> list[int]:
 
 def _block(claim: Claim, experiment: Experiment) -> dict[str, Any]:
     """What the page knows of one experiment."""
-    rows = _rows(experiment)
+    rows, said = _rows(experiment), _results(experiment)[0].removesuffix("; the furthest:")
     for control in _controls_of(claim, experiment):
-        rows += [{**row, "beside": True} for row in _rows(control)[:2]]
+        first, *more = _rows(control)[:2]
+        rows.append({**first, "beside": True})
+        rows += [{**row, "label": f"the furthest: {row['label']}", "beside": True} for row in more]
     found = experiment.results
     prompts = None
     if experiment.texts and len(experiment) == 1:
@@ -205,7 +207,7 @@ def _block(claim: Claim, experiment: Experiment) -> dict[str, Any]:
         prompts = [list(row) for row in zip(*columns, strict=True)]
     return {
         "name": experiment.name,
-        "said": [_results(experiment)[0].removesuffix("; the furthest:"), *_beside(claim, experiment)],
+        "said": [said, *_beside(claim, experiment)],
         "heading": heading(experiment),
         "note": experiment.note,
         "facts": [f"{experiment.n_prompts} prompts", experiment.metric.name,

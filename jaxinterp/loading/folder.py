@@ -81,9 +81,10 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
 
 def _unreachable(name: str, error: Exception) -> LoadError:
     from jaxinterp.loading.registry import BUILT_IN
+    from jaxinterp.loading.shipped import shipped
 
     reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
     return LoadError(
-        f"{name!r} is no built-in model ({', '.join(BUILT_IN)}), no local path, and could not be "
-        f"fetched from the Hugging Face hub: {reason}"
+        f"{name!r} is no built-in model ({', '.join((*BUILT_IN, *shipped()))}), no local path, "
+        f"and could not be fetched from the Hugging Face hub: {reason}"
     )

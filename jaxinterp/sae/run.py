@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -15,9 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxinterp.files import whole, whole_folder
-from jaxinterp.loading.errors import LoadError
-from jaxinterp.loading.reading import read_json
+from jaxinterp.files import whole
 from jaxinterp.sae.devices import everywhere, place_batch, place_states
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.scaling import Scaling, fold, measure
@@ -31,6 +30,7 @@ from jaxinterp.sae.training import (
     advance,
     start,
 )
+from jaxinterp.training import Checkpoint
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -207,13 +207,14 @@ class _Run:
     source: dict[str, Any]
     folder: Path | None
 
-    @property
-    def described(self) -> dict[str, Any]:
-        fields = {name: np.asarray(value).tolist() for name, value in vars(self.members).items()}
-        plain = json.dumps([
-            dataclasses.asdict(self.config), dataclasses.asdict(self.training), fields, self.source
-        ])  # fmt: skip
-        return {"run": json.loads(plain)}
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint | None:
+        members = {name: np.asarray(value).tolist() for name, value in vars(self.members).items()}
+        run = {
+            "config": dataclasses.asdict(self.config), "members": members, "source": self.source,
+            "training": dataclasses.asdict(self.training),
+        }  # fmt: skip
+        return None if self.folder is None else Checkpoint(self.folder, run)
 
     def begin(self, source: Any, scaling: Scaling | None) -> Any:
         """States, source, scaling, steps done and what was told, of a checkpoint if there is one.
@@ -221,63 +222,23 @@ class _Run:
         Raises ``ValueError`` where the checkpoint is of another run.
         """
         states = jax.vmap(lambda m: start(self.config, self.training, m))(self.members)
-        if self.folder is None or not self.folder.exists():
+        about = None if self.checkpoint is None else self.checkpoint.about()
+        if self.checkpoint is None or about is None:
             return states, source, scaling, 0, _Told()
-        if not (self.folder / "run.json").is_file():
-            raise ValueError(
-                f"{self.folder} is there already and holds no checkpoint: give a folder that the "
-                "run may have for itself."
-            )
-        found = read_json(self.folder / "run.json")
-        if found.get("run") != self.described["run"]:
-            raise ValueError(
-                f"{self.folder} holds a checkpoint of another run (config, training, members or "
-                "source differ): give another folder, or take it away."
-            )
-        leaves = jax.tree.leaves(states)
-        shapes = {name: np.zeros(shape, np.float32) for name, shape in found["scaling"].items()}
-        like = _flat(leaves, source, shapes)
-        import orbax.checkpoint as ocp
-
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                arrays = checkpointer.restore(self.folder / "arrays", like)
-        except Exception as error:
-            raise LoadError(f"The checkpoint {self.folder} is damaged: {error}") from error
-
-        def part(prefix: str) -> dict[str, Any]:
-            return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-
-        held = [arrays[f"state.{i}"] for i in range(len(leaves))]
-        states = jax.tree.unflatten(jax.tree.structure(states), held)
-        kept, told = Scaling(**part("scaling.")), _Told(**found["told"])
+        like = {name: jnp.zeros(shape) for name, shape in about["scaling"].items()}
+        like = jax.tree.map(jnp.asarray, (states, source.kept, like))
+        states, changed, numbers = self.checkpoint.arrays(like)
+        kept = Scaling(**numbers)
         pairs = zip(jax.tree.leaves(scaling), jax.tree.leaves(kept), strict=False)
         if any(not np.array_equal(a, b) for a, b in pairs):
             raise ValueError(f"{self.folder} was begun with another scaling: give that, or none.")
-        return states, source.replace(**part("source.")), kept, int(found["step"]), told
+        return states, source.replace(**changed), kept, about["step"], _Told(**about["told"])
 
-    def save(
-        self, states: State, source: Any, scaling: Scaling | None, step: int,
-        told: _Told,
-    ) -> None:  # fmt: skip
-        import orbax.checkpoint as ocp
-
-        assert self.folder is not None
-        assert scaling is not None
+    def save(self, states: State, source: Any, scaling: Any, step: int, told: _Told) -> None:
+        assert self.checkpoint is not None
         about = {
-            **self.described, "step": step, "told": dataclasses.asdict(told),
+            "step": step, "told": dataclasses.asdict(told),
             "scaling": {name: np.shape(value) for name, value in vars(scaling).items()},
         }  # fmt: skip
-        arrays = _flat(jax.tree.leaves(states), source, vars(scaling))
-        with whole_folder(self.folder, overwrite=True) as folder:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(folder / "arrays", arrays)
-            (folder / "run.json").write_text(json.dumps(about), encoding="utf-8")
-
-
-def _flat(leaves: list[Any], source: Any, scaling: dict[str, Any]) -> dict[str, jax.Array]:
-    """The arrays of a checkpoint, by name."""
-    arrays = {f"state.{i}": leaf for i, leaf in enumerate(leaves)}
-    arrays |= {f"source.{name}": value for name, value in source.kept.items()}
-    arrays |= {f"scaling.{name}": value for name, value in scaling.items()}
-    return jax.tree.map(jnp.asarray, arrays)
+        arrays = jax.tree.map(jnp.asarray, (states, source.kept, vars(scaling)))
+        self.checkpoint.save(arrays, about)

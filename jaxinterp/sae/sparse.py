@@ -23,7 +23,7 @@ SPARE = 8  # slots of a BatchTopK for each feature that examples use on average,
 BLOCKS = 8  # of examples
 SAMPLED = 8  # of so many examples one tells where a BatchTopK's threshold may lie
 BELOW = 0.03  # how far below that is looked, as a share of it
-DEAD = 8  # of so many features one may be dead in a sparse update
+DEAD = 3  # of so many features one may be dead in a sparse update
 WORTH = 64  # features for each active one from which loops pay: from 72 on measured, on a CPU
 
 

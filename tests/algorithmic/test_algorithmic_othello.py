@@ -174,16 +174,11 @@ def test_telling_squares_one_by_one():
     assert 0.2 < telling[found.state > 0].mean() < 0.9
 
 
-def test_prompts_are_padded_where_games_are_over(games):
-    tokens = othello.as_prompts(games)
-    lengths = (games >= 0).sum(1)
-    assert np.array_equal(tokens.lengths, lengths)
-    assert lengths.min() < othello.MOVES
-    for ids, positions, moves, length in zip(
-        tokens.ids, tokens.positions, games, lengths, strict=True
-    ):
-        assert ids[:length].tolist() == moves[:length].tolist()
-        assert positions.tolist() == [*range(length), *[-1] * (othello.MOVES - length)]
+def test_squares_by_name():
+    tokenizer = othello.tokenizer()
+    assert tokenizer("a1 f1 a2 f6").ids.tolist() == [[0, 5, 6, 35]]
+    assert tokenizer.decode([22, 15]) == "e4 d3"
+    assert [othello.NAMES[i] for i in othello.CENTRE] == ["c3", "d3", "c4", "d4"]
 
 
 def test_the_start_and_a_move_drawn():
@@ -220,7 +215,7 @@ def test_bad_games_are_refused(games):
         othello.replay([[-1, -1]])
     with pytest.raises(ValueError, match=r"moves are float64 \[1, 1\]"):
         othello.replay([[1.0]])
-    with pytest.raises(ValueError, match="n=0 games"):
+    with pytest.raises(ValueError, match="n=0, expected 1 or more"):
         othello.random_games(0)
     with pytest.raises(ValueError, match=r"A board is \[35\]"):
         othello.legal_squares(np.zeros(35, int))

@@ -18,7 +18,7 @@ import xarray as xr
 import jaxinterp as ji
 from jaxinterp import patching, report
 from jaxinterp.cli import main
-from jaxinterp.loading import registry
+from jaxinterp.loading import models, registry
 
 PROGRAM = [sys.executable, "-c", "from jaxinterp.cli.main import run; run()"]
 
@@ -231,7 +231,7 @@ def test_models_lists_every_name(capsys):
     printed, errors = capsys.readouterr()
     assert errors == ""
     lines = printed.splitlines()
-    assert [line.split(":")[0] for line in lines] == list(registry.BUILT_IN)
+    assert [line.split(":")[0] for line in lines] == list(models())
     assert all(" MB; " in line for line in lines)
 
 

@@ -109,7 +109,7 @@ def test_no_source_at_all_is_one_error(toy, monkeypatch, tmp_path):
 
 
 def test_names():
-    assert set(models()) == {"smollm2-135m-instruct", "gemma-3-270m", "minilm-l6"}
+    assert set(models()) >= {"smollm2-135m-instruct", "gemma-3-270m", "minilm-l6"}
     assert "98 MB; Apache-2.0" in models()["smollm2-135m-instruct"]
     assert "Gemma terms" in models()["gemma-3-270m"]
     with pytest.raises(LoadError, match="is not built in: expected one of smollm2"):
