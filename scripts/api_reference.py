@@ -224,10 +224,10 @@ class Package:
             if not isinstance(each, ast.AnnAssign) or not isinstance(each.target, ast.Name):
                 continue
             name, annotation = each.target.id, source.text(each.annotation)
-            if not annotation.startswith("ClassVar"):
-                default, keyword = _default(source, each.value)
+            default, options = _default(source, each.value)
+            if not annotation.startswith("ClassVar") and options.get("init") != "False":
                 made = Parameter(name, annotation, default, source.comment(each))
-                found[name] = made, keyword
+                found[name] = made, options.get("kw_only") == "True"
         return found
 
 
@@ -257,17 +257,17 @@ def _parameters(source: Source, given: ast.arguments) -> tuple[Parameter, ...]:
     return (*out, *([made(given.kwarg, stars="**")] if given.kwarg else []))
 
 
-def _default(source: Source, value: ast.expr | None) -> tuple[str, bool]:
-    """A field's default as it is written, and whether it is given by keyword only."""
+def _default(source: Source, value: ast.expr | None) -> tuple[str, dict[str | None, str]]:
+    """A field's default as it is written, and the options of a ``field(...)``."""
     if not (isinstance(value, ast.Call) and source.text(value.func).split(".")[-1] == "field"):
-        return source.text(value), False
+        return source.text(value), {}
     said = {k.arg: k.value for k in value.keywords}
     made, factory = source.text(said.get("default")), said.get("default_factory")
     if isinstance(factory, ast.Lambda):
         made = source.text(factory.body)
     elif factory is not None:
         made = f"{source.text(factory)}()"
-    return made, source.text(said.get("kw_only")) == "True"
+    return made, {name: source.text(option) for name, option in said.items()}
 
 
 # The frozen list ----------------------------------------------------------------------------------

@@ -23,19 +23,19 @@ from jaxinterp.loading.shipped import ship
 
 NAME = "induction-2l"
 CONFIG = ji.Config(
-    n_layers=2, d_model=128, n_heads=4, d_head=32, d_mlp=0, vocab_size=repeats.SIZE,
+    n_layers=2, d_model=64, n_heads=4, d_head=16, d_mlp=0, vocab_size=repeats.SIZE,
     n_ctx=repeats.CONTEXT, positions="learned", norm="none",
 )  # fmt: skip
 
 
 def main() -> None:
-    parser = training_run.parser(__doc__, NAME, steps=6000)
-    parser.add_argument("--batch", type=int, default=64, help="sequences a step")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
+    parser = training_run.parser(__doc__, NAME, steps=8000)
+    parser.add_argument("--batch", type=int, default=32, help="sequences a step")
+    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate at its peak")
     parser.add_argument("--weight-decay", type=float, default=0.1)
     args = parser.parse_args()
     trained, compute = training_run.run(
-        args, training_run.started(CONFIG, args.seed, NAME, 0.1),
+        args, training_run.started(CONFIG, args.seed, NAME),
         functools.partial(batch, seed=args.seed, n=args.batch), loss,
         training_run.adamw(args.steps, args.rate, args.weight_decay), shown=("repeats", "others"),
     )  # fmt: skip

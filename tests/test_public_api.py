@@ -207,6 +207,7 @@ class Thing(Base):
     """
     parts: dict = dataclasses.field(default_factory=lambda: {"a": 1})
     shared: ClassVar[int] = 1
+    found: int = dataclasses.field(init=False)
 
     @property
     def part(self) -> int:
