@@ -150,8 +150,10 @@ def probe_board(args: argparse.Namespace, model: ji.Model) -> tuple[Probed, list
 def probed(X: np.ndarray, labels: np.ndarray, seed: int, bar: tqdm) -> Probed:
     """Probes of X [L+1 n D] for labels [n 36]."""
     kept, W, b = [], [], []
+    # One split for all squares: parts of one size share a program.
+    splits = probes.make_splits(np.arange(len(labels)) % 2, n_splits=1, seed=seed)
     for column in labels.T:
-        one = probes.probe(X, column, splits=1, penalties=PENALTIES, seed=seed).isel(split=0)
+        one = probes.probe(X, column, splits=splits, penalties=PENALTIES, seed=seed).isel(split=0)
         kept.append(one[["accuracy", "shuffled", "random_direction", "majority"]])
         weight, bias = one.weight.transpose("point", "width", "output").values, one.bias.values
         if weight.shape[-1] == 1:  # the centre is never empty: one logit, of the second class
