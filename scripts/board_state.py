@@ -114,7 +114,8 @@ def probe_board(args: argparse.Namespace, model: ji.Model) -> tuple[Probed, list
             "black or white": probed(X, colour, args.seed, bar).found,
         }
     found = own.found
-    best = found.accuracy.isel(point=int(found.accuracy.mean("split").argmax()))
+    best = found.accuracy.isel(point=int(found.accuracy.mean("split").argmax("point")))
+    worst = othello.NAMES[int(best.argmin("split"))]
     pictured = found.assign(
         baseline=xr.concat([f.accuracy.max("point") for f in rivals.values()], "feature")
     ).assign_coords(feature=list(rivals))
@@ -132,7 +133,7 @@ def probe_board(args: argparse.Namespace, model: ji.Model) -> tuple[Probed, list
         "after one of its moves (60% train, 20% choose the penalty, 20% test). Mean accuracy over "
         "the 36 squares; always saying a square's commonest state gives "
         f"{float(found.majority.mean()):.3f}. The worst square, where probes are best, before "
-        f"layer {int(best.point)}: {othello.NAMES[int(best.argmin())]}, {float(best.min()):.3f}.",
+        f"layer {int(best.point)}: {worst}, {float(best.min()):.3f}.",
         "", "| stream before layer | " + " | ".join(columns) + " | whose disc it is |",
         "| --- |" + " --- |" * (len(columns) + 1),
         *(

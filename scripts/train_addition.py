@@ -26,18 +26,18 @@ CONFIG = ji.Config(
     n_layers=1, d_model=128, n_heads=4, d_head=32, d_mlp=512, vocab_size=len(addition.TOKENS),
     n_ctx=3, positions="learned", norm="none", act="relu", gated=False, bias_mlp=True,
 )  # fmt: skip
-KEEP = (200, 1000, 2000, 4000, 6000, 8000, 10000)
+KEEP = (0, 500, 2000, 4000, 6000, 8000, 10000, 14000)
 WATCHED = 512  # held-out pairs whose loss is in the history
 
 
 def main() -> None:
-    parser = training_run.parser(__doc__, NAME, steps=15000)
+    parser = training_run.parser(__doc__, NAME, steps=20000)
     parser.add_argument("--share", type=float, default=0.3, help="of the pairs to train on")
     args = parser.parse_args()
     start = training_run.started(CONFIG, args.seed, NAME, CONFIG.d_model**-0.5)
     batch = functools.partial(pairs, seed=args.seed, share=args.share)
     trained, compute = training_run.run(
-        args, start, batch, loss, optimizer(), keep=[n for n in KEEP if n < args.steps],
+        args, start, batch, loss, optimizer(args.steps), keep=[n for n in KEEP if n < args.steps],
         shown=("loss", "held_out_loss"),
     )  # fmt: skip
     card = ship(
@@ -78,9 +78,13 @@ def answered(model: ji.Model, ids: Any) -> tuple[jax.Array, dict[str, jax.Array]
     return training_run.answer_loss(logits, addition.sums(ids))
 
 
-def optimizer() -> optax.GradientTransformation:
-    """AdamW as in the paper; the rate is constant after ten steps."""
-    rate = optax.linear_schedule(1e-4, 1e-3, 10)
+def optimizer(steps: int) -> optax.GradientTransformation:
+    """AdamW as in the paper; the rate falls over the last tenth, so that no spike is at the end."""
+    last = max(1, steps // 10)
+    rate = optax.join_schedules(
+        [optax.linear_schedule(1e-4, 1e-3, 10), optax.linear_schedule(1e-3, 0.0, last)],
+        [steps - last],
+    )
     return optax.adamw(rate, b1=0.9, b2=0.98, weight_decay=1.0)
 
 

@@ -29,7 +29,7 @@ CONFIG = ji.Config(
 
 
 def main() -> None:
-    parser = training_run.parser(__doc__, NAME, steps=8000)
+    parser = training_run.parser(__doc__, NAME, steps=4000)
     parser.add_argument("--batch", type=int, default=128, help="prompts a step")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
     parser.add_argument("--weight-decay", type=float, default=0.1)
