@@ -80,8 +80,9 @@ def main() -> None:
         f"block {args.layer} of {args.model} on WikiText-2, k = {', '.join(map(str, args.ks))}, "
         f"{args.seeds} seeds each; {args.steps} steps of {args.batch} examples "
         f"({args.batches * args.batch:,} different ones, without the few above {LONGEST:g} times "
-        "the median norm), float32, decoder rows of norm 1, one "
-        "learning rate, its warm-up and decay. Seconds are medians of "
+        "the median norm), float32, decoder rows of norm 1, "
+        "b_dec subtracted from what is read, slopes cut to a global norm of 1, one learning rate, "
+        "its warm-up and decay. Seconds are medians of "
         f"{args.rounds} interleaved rounds, without compiling (least to most); those who train one "
         "after another train one seed of each k, the front all. Explained variance is that of "
         f"{len(held)} held-out examples with the k features per example that are most active among "
@@ -130,7 +131,9 @@ class Ours:
     def __init__(
         self, args: argparse.Namespace, batches: np.ndarray, fronts: list[list[tuple[int, int]]]
     ) -> None:
-        config = sae.DictionaryConfig(batches.shape[-1], args.width, activation="batch_topk")
+        config = sae.DictionaryConfig(
+            batches.shape[-1], args.width, activation="batch_topk", subtract_bias=True
+        )
         self.training = sae.TrainingConfig(
             args.steps, warmup=WARMUP, decay=DECAY, unit_norm=True,
             slots=slots_for(config, max(args.ks)),

@@ -98,8 +98,9 @@ def sparse_loss(
     p, c = d.params, d.config
     values, index = found.values, found.features
     x, y = x[found.order], y[found.order]
-    seen = x - p.b_dec if c.subtract_bias else x
-    read = _read(seen, p.W_enc, p.b_enc, values, index)
+    # b_dec's slope then goes through this sum, not through every example.
+    bias = p.b_enc - p.b_dec @ p.W_enc if c.subtract_bias else p.b_enc
+    read = _read(x, p.W_enc, bias, values, index)
     rest = y - _write(read, p.W_dec, index) - p.b_dec
     if c.skip:
         rest = rest - x @ p.W_skip
@@ -112,7 +113,7 @@ def sparse_loss(
     if dead is not None and k_aux:
         room = room_for_dead(c)
         (few,) = jnp.nonzero(dead, size=room, fill_value=0)
-        pre = seen @ p.W_enc[:, few] + p.b_enc[few]
+        pre = x @ p.W_enc[:, few] + bias[few]
         there = jnp.arange(room) < dead.sum()
         aux = parts.variance * auxk(c, pre, p.W_dec[few], rest, there, min(k_aux, room))
     parts = jax.tree.map(lax.stop_gradient, parts.replace(auxk=aux))
