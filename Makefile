@@ -1,13 +1,14 @@
 # make demo: set everything up and run the main job.   make test: set up and pass the tests.
+# make notebooks: the tutorials as .ipynb files in runs/tutorials.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-long lint bench clean help
+.PHONY: demo test test-long lint bench notebooks clean help
 
 help:
-	@echo "make demo | test | test-long | lint | bench | clean"
+	@echo "make demo | test | test-long | lint | bench | notebooks | clean"
 
 $(VENV)/.demo: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +38,12 @@ test-long: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/sweeps.py
+
+notebooks: $(VENV)/.dev
+	mkdir -p runs/tutorials
+	for each in docs/tutorials/*.py; do \
+		$(BIN)/jupytext --to ipynb $$each --output runs/tutorials/$$(basename $$each .py).ipynb || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

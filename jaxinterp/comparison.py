@@ -22,6 +22,8 @@ from jaxinterp.patching import Direction, check_direction
 if TYPE_CHECKING:
     import xarray as xr
 
+__all__ = ["compare", "exact_cells", "missed_bound", "verify"]
+
 Exact = Callable[[np.ndarray], np.ndarray]
 
 

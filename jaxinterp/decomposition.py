@@ -92,6 +92,9 @@ def attribute_stream(
     """What each part of the stream adds to its projection on a direction; no norm is involved.
 
     direction: [D], or one per prompt [B D]; not scaled. The rest is as in `attribute_logits`.
+
+    Raises ``ValueError`` for directions of another shape or not finite, models that norm the stream
+    itself, and layers or positions that do not exist.
     """
     tokens, vectors = as_tokens(tokens), np.asarray(direction)
     width = model.config.d_model
@@ -269,7 +272,7 @@ def _labelled(
 
 
 def top_components(result: xr.DataArray, n: int = 10) -> xr.DataArray:
-    """The ``n`` components of largest mean share, by size, the largest first."""
+    """The ``n`` components of largest mean share, by size, the largest first: the same dims."""
     mean = np.abs(result.mean("prompt").values)
     chosen: Sequence[int] = np.argsort(-mean, kind="stable")[:n].tolist()
     return result.isel(component=list(chosen))

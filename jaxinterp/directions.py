@@ -96,7 +96,10 @@ class Direction:
         return Direction(self.vector - along, self.site, f"({self.source} without {other.source})")
 
     def project(self, X: Any) -> np.ndarray:
-        """Coordinates along the unit vector of activations [... D], or [L ... D] by layer."""
+        """Coordinates [...] along the unit vector of activations [... D], or [L ... D] by layer.
+
+        Raises ``ValueError`` for another width, or number of layers.
+        """
         X, unit = np.asarray(X), self.unit.vector
         if X.shape[-1] != unit.shape[-1] or (unit.ndim == 2 and len(X) != len(unit)):
             raise ValueError(
@@ -138,6 +141,9 @@ def from_means(X: Any, labels: Any, site: str = "resid_post") -> Direction:
     """Difference of class means: examples labelled 1 (True) minus those labelled 0.
 
     X [n D], or [L n D] by layer; labels [n].
+
+    Raises ``ValueError`` for shapes that do not match, labels that are not 0 and 1 (both are
+    needed), and means that are equal.
     """
     X, labels = np.asarray(X, np.float64), np.asarray(labels)
     kinds = np.unique(labels)
@@ -155,6 +161,8 @@ def from_pairs(A: Any, B: Any, site: str = "resid_post", *, method: str = "mean"
     method: ``"mean"`` of the differences, or ``"pca"``: their first singular vector, the
     differences not centred (centring would delete their mean), pointing as the mean does, as long
     as the root mean square along it.
+
+    Raises ``ValueError`` for shapes that do not match, another method, and a direction of length 0.
     """
     A, B = np.asarray(A, np.float64), np.asarray(B, np.float64)
     if A.shape != B.shape or A.ndim not in (2, 3):
@@ -187,7 +195,10 @@ def from_probe(found: Any, site: str = "resid_post") -> Direction:
 
 
 def principal(X: Any, k: int = 1, site: str = "resid_post") -> list[Direction]:
-    """The first ``k`` principal components of activations [n D], each as long as its deviation."""
+    """The first ``k`` principal components of activations [n D], each as long as its deviation.
+
+    Raises ``ValueError`` for another rank of X, and k outside 1 to min(n, D).
+    """
     X = np.asarray(X, np.float64)
     if X.ndim != 2 or not 1 <= k <= min(X.shape):
         raise ValueError(f"X {list(X.shape)}, k={k}: expected [n D] and at most as many.")
@@ -205,7 +216,10 @@ def random_like(direction: Direction, n: int, seed: int = 0) -> list[Direction]:
 
 
 def top_examples(direction: Direction, X: Any, texts: Sequence[str], k: int = 10) -> list[Any]:
-    """(coordinate, text) of the ``k`` examples [n D] furthest along it, the furthest first."""
+    """(coordinate, text) of the ``k`` examples [n D] furthest along it, the furthest first.
+
+    Raises ``ValueError`` for another number of texts than n, and as `Direction.project` does.
+    """
     along = direction.project(X)
     if along.shape != (len(texts),):
         raise ValueError(f"There are {len(texts)} texts for coordinates {list(along.shape)}.")

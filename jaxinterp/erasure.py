@@ -23,6 +23,11 @@ from jaxinterp.model import Model
 from jaxinterp.model.transforms import change_writers, untie
 from jaxinterp.probes import fit_logistic
 
+__all__ = [
+    "Eraser", "direction_eraser", "inlp", "leace", "mean_eraser", "orthogonalize",
+    "random_eraser", "stack",
+]  # fmt: skip
+
 SMALL = 0.01  # correlations below this are noise (Belrose et al.'s choice)
 
 
@@ -46,6 +51,9 @@ class Eraser(struct.PyTreeNode):
         """Erase from values [... D]; ``at`` is where a run is (`jaxinterp.apply` gives it).
 
         NumPy's arrays stay so, in their own precision.
+
+        Raises ``ValueError`` for values of another width, and where each layer has its own map and
+        ``at`` tells no layer.
         """
         xp: Any = np if isinstance(value, np.ndarray) else jnp
         removed, put, centre = (xp.asarray(leaf, value.dtype) for leaf in jax.tree.leaves(self))
@@ -106,6 +114,8 @@ def inlp(X: Any, labels: Any, rounds: int, *, penalty: float = 1e-3) -> Eraser:
 
     ``rounds`` times: fit a logistic probe to what is left, and project its directions out. The
     eraser is the one projection onto what no probe used. penalty: as in `fit_logistic`.
+
+    Raises ``ValueError`` as `leace` does, for labels that are no classes, and for rounds < 1.
     """
     X, Z, n_classes = _given(X, labels)
     if n_classes is None:
@@ -131,7 +141,10 @@ def inlp(X: Any, labels: Any, rounds: int, *, penalty: float = 1e-3) -> Eraser:
 
 
 def mean_eraser(X: Any, labels: Any) -> Eraser:
-    """Projects out the differences between the class means, about the mean of all."""
+    """Projects out the differences between the class means, about the mean of all.
+
+    X [n D], labels [n]. Raises ``ValueError`` as `leace` does, and for labels that are no classes.
+    """
     X, Z, n_classes = _given(X, labels)
     if n_classes is None:
         raise ValueError("Class means need classes: labels [n] of whole numbers or text.")
@@ -142,7 +155,10 @@ def mean_eraser(X: Any, labels: Any) -> Eraser:
 
 
 def direction_eraser(directions: Any) -> Eraser:
-    """Projects out the span of directions [D] or [R D]."""
+    """Projects out the span of directions [D] or [R D].
+
+    Raises ``ValueError`` for one of length 0 or not finite.
+    """
     V = np.atleast_2d(np.asarray(directions, np.float64))
     if not np.isfinite(V).all() or not np.linalg.norm(V, axis=1).all():
         raise ValueError("A direction has length 0 or is not finite: there is nothing to erase.")
@@ -152,7 +168,10 @@ def direction_eraser(directions: Any) -> Eraser:
 
 
 def random_eraser(width: int, rank: int, seed: int = 0, centre: Any = None) -> Eraser:
-    """The placebo: a random projection of the same rank."""
+    """The placebo: a random projection of the same rank.
+
+    centre: [D], default 0. Raises ``ValueError`` for a rank outside 1 to ``width``.
+    """
     if not 1 <= rank <= width:
         raise ValueError(f"rank={rank}, expected 1 to {width} (the width).")
     rng = np.random.default_rng(seed)

@@ -134,10 +134,7 @@ def site_and_layers(
 
 def first_difference(clean: Tokens, corrupted: Tokens) -> np.ndarray:
     """The first position [B] at which two batches of prompts differ (their length if none)."""
-    differ = np.asarray(clean.ids != corrupted.ids)
-    if clean.types is not None and corrupted.types is not None:
-        differ = differ | np.asarray(clean.types != corrupted.types)
-    differ = differ & np.asarray(clean.mask)
+    differ = np.asarray(clean.differ(corrupted)) & np.asarray(clean.mask)
     columns = np.where(differ.any(-1), differ.argmax(-1), clean.shape[1])
     return np.asarray(columns - np.asarray(clean.mask).argmax(-1))
 

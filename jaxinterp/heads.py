@@ -35,6 +35,8 @@ def repeated_tokens(
     """Random tokens said twice, [n, 2 length] (one more with ``bos``): text without any meaning.
 
     Within a half no token repeats, so that each has one earlier place at most.
+
+    Raises ``ValueError`` for n < 1, and a length outside 2 to the vocabulary's size.
     """
     size = model.config.vocab_size
     if n < 1 or not 2 <= length <= size:
@@ -199,12 +201,14 @@ def copying_scores(model: Model, *, through_mlp: bool = False) -> xr.DataArray:
 
 
 def composition_scores(model: Model, kind: str, *, baseline: bool = True) -> xr.DataArray:
-    """How much of what one head writes another reads: (sender layer, head, layer, head).
+    """How much of what one head writes another reads.
 
     kind: ``"q"``, ``"k"`` or ``"v"``. ||W_OV W|| / (||W_OV|| ||W||) in Frobenius norms, W being
     the receiver's W_QK (transposed for k) or W_OV (Elhage et al. 2021, "composition scores"). NaN
     where the receiver is not in a later layer. baseline: minus the mean of random matrices of the
     same shapes, which is not 0: about 1 / sqrt(d_model).
+
+    Returns dims (sender_layer, sender_head, layer, head). Raises ``ValueError`` for another kind.
     """
     if kind not in ("q", "k", "v"):
         raise ValueError(f"kind={kind!r}, expected 'q', 'k' or 'v'.")

@@ -93,9 +93,11 @@ class Edit(struct.PyTreeNode):
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """Just one; a tuple of edits has several."""
         return (self.site,)
 
     def __call__(self, value: jax.Array, at: At) -> jax.Array:
+        """The value [B ...], changed where ``where`` selects; NaN for a traced index outside."""
         changed = self._changed(value, at)
         selected, outside = self._select(at, value.ndim)
         # Select, never interpolate: a NaN in what is not chosen must not leak.

@@ -74,6 +74,7 @@ class Neurons(struct.PyTreeNode):
     site: str = struct.field(pytree_node=False)
 
     def __call__(self, model: Model, tokens: Tokens) -> jax.Array:
+        """Values [L B P M], L being the chosen layers."""
         return forward(model, tokens, record=(self.site,)).activations[self.site][self.layers]
 
 

@@ -19,6 +19,8 @@ from jaxinterp.model import Model
 if TYPE_CHECKING:  # xarray brings pandas: too heavy for `import jaxinterp`
     import xarray as xr
 
+__all__ = ["claim", "load", "save", "share"]
+
 
 _MARK = "jaxinterp_result"  # an attribute of files that hold a Dataset
 
@@ -69,6 +71,9 @@ def share(result: xr.DataArray, prompts: str = "mean") -> xr.DataArray:
 
     ``prompts="mean"`` gives the ratio of means over prompts (what papers report);
     ``"each"`` gives every prompt its own ratio. NaN where clean and corrupted agree.
+
+    Returns the result's dims, for the mean without ``prompt``. Raises ``ValueError`` for another
+    word.
     """
     if prompts not in ("mean", "each"):
         raise ValueError(f"prompts is {prompts!r}, expected 'mean' or 'each'.")

@@ -61,6 +61,8 @@ from jaxinterp.sweep.devices import to_host
 if TYPE_CHECKING:
     import xarray as xr
 
+__all__ = ["Feature", "Hypothesis", "scrub"]
+
 Feature = str | Sequence[Hashable] | np.ndarray | Callable[[tuple[int, ...]], Hashable]
 
 INPUT = "input"  # the feature that is the whole prompt

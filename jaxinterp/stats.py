@@ -14,6 +14,8 @@ from scipy.special import ndtr, ndtri
 if TYPE_CHECKING:
     import xarray as xr
 
+__all__ = ["baseline", "benjamini_hochberg", "bootstrap", "effects", "holm", "paired_permutation"]
+
 Method = Literal["percentile", "bca"]
 Alternative = Literal["two-sided", "greater", "less"]
 HELD = 1 << 22  # numbers held at once
@@ -21,6 +23,8 @@ HELD = 1 << 22  # numbers held at once
 
 def baseline(result: xr.DataArray) -> xr.DataArray:
     """The run a result's interventions start from: its coordinate ``clean`` or ``corrupted``.
+
+    Returns dims (prompt), or (sample, prompt) of a run with noise.
 
     Raises ``ValueError`` for an array that has no baseline.
     """
@@ -55,8 +59,8 @@ def bootstrap(
     statistic: "mean", or a function ``statistic(values, axis)`` like ``numpy.median``. The same
     resamples of prompts serve every cell, so that cells may be compared. method: "percentile",
     or "bca" (bias-corrected and accelerated: Efron 1987), whose coverage is nearer to ``level``
-    for skewed values and few prompts. A cell with a NaN gets NaN; so do the "bca" limits where
-    all resamples lie on one side of the estimate.
+    for skewed values and few prompts; where it is undefined (all resamples lie on one side of the
+    estimate) the limits are the percentiles. A cell with a NaN gets NaN.
 
     Average over other draws first (``result.mean("draw")``): they are not prompts of their own.
 
@@ -132,20 +136,21 @@ def _intervals(x: np.ndarray, of: _Resamples, level: float, method: Method) -> n
     slack = 1e-12 * np.abs(x).max(-1)  # a tie is a tie, whatever the order of the sum
     below, above = ((drawn < (found + s)[:, None]).mean(-1) for s in (-slack, slack))
     bias = ndtri((below + above) / 2)[:, None]
-    with np.errstate(invalid="ignore"):  # all resamples on one side: an infinite bias, and NaN
+    with np.errstate(invalid="ignore"):  # all resamples on one side: an infinite bias
         moved = bias + ndtri(tails)
         moved = ndtr(bias + moved / (1 - acceleration[:, None] * moved))
+    moved = np.where(np.isfinite(bias) & np.isfinite(moved), moved, tails)
     return np.concatenate([found[None], _quantiles(drawn, moved).T])
 
 
 def _quantiles(x: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Each row's own quantiles [C k] of x [C n], between neighbours as NumPy does; NaN for NaN."""
+    """Each row's own quantiles [C k] of x [C n], between neighbours as NumPy does."""
     x = np.sort(x, -1)
-    place = np.where(np.isnan(at), 0, at) * (x.shape[1] - 1)
+    place = at * (x.shape[1] - 1)
     low = np.floor(place).astype(int)
     high = np.minimum(low + 1, x.shape[1] - 1)
     below, above = (np.take_along_axis(x, i, -1) for i in (low, high))
-    return np.where(np.isnan(at), np.nan, below + (above - below) * (place - low))
+    return below + (above - below) * (place - low)
 
 
 def paired_permutation(

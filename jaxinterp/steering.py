@@ -39,6 +39,8 @@ def mean_norms(
     """The mean norm of a site's values by layer, [L], over real tokens.
 
     first: whether a prompt's first token counts; its norm is often tens of times the others'.
+
+    Raises ``ValueError`` for sites that are not of the stream's shape, and where no token counts.
     """
     tokens = as_tokens(tokens)
     check_tokens(model.config, tokens)
@@ -129,6 +131,8 @@ def side_effects(
     texts: unrelated prompts [B P] without padding. measure: ``"kl"``, KL(model || steered) in nats
     averaged over positions, or ``"cross_entropy"``, the loss of the text itself. norms: pass those
     of `steer`, so that coefficients mean the same. One text at a time, all its logits in memory.
+
+    Raises ``ValueError`` for another measure, padded texts, and directions as `steer` does.
     """
     texts = as_tokens(texts)
     if measure not in ("kl", "cross_entropy"):
@@ -174,6 +178,8 @@ def continuations(
     Returns dims (coefficient, prompt, new): ``token``; and (coefficient, prompt): ``loss``, the
     mean loss in nats of the new tokens under the model without steering (the log of their
     perplexity), with a tokenizer ``text``.
+
+    Raises ``ValueError`` for a layer that does not exist, and as `generate` does.
     """
     import xarray as xr
 

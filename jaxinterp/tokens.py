@@ -212,6 +212,8 @@ class Tokenizer:
 
         Bytes that are only part of a character read ``<0xE2>``; the continuation marks of
         WordPiece (``##ing``) stay. Text is encoded as by `encode`.
+
+        Raises ``ValueError`` for a batch, and ids that are negative or no integers.
         """
         if isinstance(text_or_ids, str):
             text_or_ids = self.encode(text_or_ids, add_bos=add_bos)
@@ -290,7 +292,10 @@ class Tokenizer:
     def positions_of_span(
         self, text: str, start: int, stop: int, *, add_bos: bool | None = None
     ) -> tuple[int, int]:
-        """The (first, last) token positions of the characters ``text[start:stop]``."""
+        """The (first, last) token positions of the characters ``text[start:stop]``, BOS counted.
+
+        Raises ``ValueError`` when no token holds any of them.
+        """
         encoding = self.backend.encode(text, add_special_tokens=False)
         prefix, _ = self._around(encoding.ids, add_bos)
         hits = [i for i, (a, b) in enumerate(encoding.offsets) if a < stop and b > start and a < b]

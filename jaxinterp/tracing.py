@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from jax.sharding import Mesh
 
+__all__ = ["trace_causes"]
+
 
 def trace_causes(
     model: Model,

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import optax
     import xarray as xr
 
+__all__ = ["Loss", "Trained", "train"]
+
 Loss = Callable[[Model, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 

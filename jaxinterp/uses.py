@@ -25,6 +25,8 @@ from jaxinterp.results import claim
 if TYPE_CHECKING:
     import xarray as xr
 
+__all__ = ["probe_and_erase"]
+
 METHODS: dict[str, Callable[[Any, Any], Eraser]] = {
     "leace": leace, "mean": mean_eraser, "inlp": lambda X, y: inlp(X, y, rounds=5),
 }  # fmt: skip

@@ -40,8 +40,8 @@ def tokens_along(
         raise ValueError(f"In a {c.family} model the stream writes to no logits directly.")
     if np.ndim(rows) != 2 or np.shape(rows)[1] != c.d_model:
         raise ValueError(f"rows has shape {list(np.shape(rows))}, expected [n, {c.d_model}].")
-    if not 1 <= k <= c.vocab_size:
-        raise ValueError(f"k={k}, expected 1 to {c.vocab_size}.")
+    if not 1 <= k <= c.n_logits:
+        raise ValueError(f"k={k}, expected 1 to {c.n_logits}.")
     value, token = _ends(model, jnp.asarray(rows, model.params.embed.W_E.dtype), k=k)
     dims = (unit, "end", "rank")
     data: dict[str, Any] = {"token": (dims, np.asarray(token)), "change": (dims, np.asarray(value))}
@@ -67,7 +67,7 @@ def _ends(model: Model, rows: jax.Array, *, k: int) -> tuple[jax.Array, jax.Arra
         params=p.replace(ln_final=None, head=p.head.replace(b_U=None)),
         config=c.replace(logit_softcap=0.0),
     )
-    size = c.vocab_size
+    size = c.n_logits
 
     def step(kept: Any, ids: jax.Array) -> tuple[Any, None]:
         real, ids = ids < size, ids.clip(max=size - 1)

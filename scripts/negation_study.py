@@ -1,6 +1,6 @@
-"""Refusal, if the model refuses; else negation: decodable, used, steered.
+"""Refusal, if the model refuses; else negation: decodable, used, steered; ends with a claim.
 
-    python scripts/negation_study.py --out runs/negation
+    python scripts/negation_study.py --out docs/mechanisms/negation
 
 Measured first: how often harmful and harmless requests, in the model's own chat format, are
 refused. A small model that hardly refuses has nothing to explain there; negation is studied in its
@@ -9,7 +9,10 @@ place: the direction is what "The door is not open." has and "The door is now op
 
 from __future__ import annotations
 
+from typing import Any
+
 import chapters
+import mechanism
 import numpy as np
 
 import jaxinterp as ji
@@ -56,9 +59,9 @@ DENIED = "The following is false. "
 
 
 def main() -> None:
-    args = chapters.options(__doc__, "runs/negation")
+    args = chapters.options(__doc__, "docs/mechanisms/negation")
     model, tokenizer = ji.load(args.model)
-    lines = [f"# Refusal and negation in {model.name}", "", *refusal(model, tokenizer)]
+    lines = refusal(model, tokenizer)
 
     # Both ways round; a pair's two readings are one group, so that no adjective is on two sides.
     known = [p for p in PAIRS if all(tokenizer.is_single_token(f" {w}") for w in p[1:])]
@@ -113,8 +116,50 @@ def main() -> None:
         "with `now` makes the model answer as if it had said `not`. `now` differs from `not` in "
         "more than negation, and these are short sentences of one form.", "",
     ]  # fmt: skip
-    (args.out / "report.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    asked_of = [(t, opposite(t)) for t in asked.values()]
+    claim = ji.Claim(
+        f"{model.name} prefers the opposite adjective after a negated sentence by a direction that "
+        "tells not from now.",
+        model, task="The door is not open. In other words, the door is",
+        dataset=f"{len(rest)} sentences with adjectives that the direction was not made of",
+        components=["resid_post of every layer, one direction each"],
+        experiments=experiments(model, tokenizer, asked_of, direction, args),
+        limits=[
+            "now differs from not in more than negation: the direction may hold what else does.",
+            "Short sentences of one form; negation elsewhere was not tried.",
+            "Steering along it moves little (above): that it is used is shown by removal alone.",
+        ],
+    ).run(model)  # fmt: skip
+    mechanism.state(args, claim, lines)
+
+
+def experiments(
+    model: ji.Model, tokenizer: Any, asked: list[tuple[list[str], ji.Metric]],
+    direction: directions.Direction, args: Any,
+) -> list[ji.Experiment]:  # fmt: skip
+    """The direction projected out: of negated sentences, of the others, of unrelated text."""
+    (negated, opposite), (stated, same) = asked
+    random = directions.random_like(direction, args.placebos, args.seed)
+    layers = np.arange(len(direction.vector))
+    blocks = chapters.unrelated(tokenizer, 24)
+    return [
+        ji.Experiment("projected out after one layer", "localization", tokenizer(negated),
+                      ji.project_out("resid_post", direction.vector[:, None, None], layer=layers),
+                      opposite, grid=True),
+        ji.Experiment("projected out after every layer", "effect", tokenizer(negated),
+                      direction.ablate(), opposite, texts=negated,
+                      note="The logit of the opposite adjective minus that of the one said."),
+        ji.Experiment(
+            f"random directions projected out, {args.placebos} draws", "control",
+            tokenizer(negated),
+            ji.project_out("resid_post", np.stack([d.vector[:, None, None] for d in random])),
+            opposite, grid=True,
+        ),
+        ji.Experiment("projected out, sentences with now", "specificity", tokenizer(stated),
+                      direction.ablate(), same, margin=0.5),
+        ji.Experiment("projected out, unrelated text", "specificity", blocks, direction.ablate(),
+                      ji.cross_entropy(), margin=0.1, note="Blocks of 32 tokens of WikiText-2."),
+    ]  # fmt: skip
 
 
 def refusal(model, tokenizer) -> list[str]:

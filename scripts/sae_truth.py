@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from jaxinterp import sae
 
-PENALTIES = np.geomspace(0.003, 3.0, 8)
+PENALTIES = np.geomspace(0.1, 20.0, 8)
 ROWS = ("f1", "mcc", "mmcs", "uniqueness", "explained", "shrinkage", "dead", "l0")
 
 

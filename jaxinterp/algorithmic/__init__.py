@@ -1,7 +1,7 @@
 """The small worlds that shipped models live in: their prompts, answers and twins, in NumPy.
 
 Each is a file that says at its top what its token ids mean; all is drawn from a seed. Worlds of
-prompts have a ``tokenizer()`` and a ``task(...)`` for interventions.
+prompts have a ``tokenizer()`` and a ``task(...)`` for interventions; `shapes` has images.
 
 >>> from jaxinterp.algorithmic import addition
 >>> task = addition.task(n=4, seed=0)
@@ -9,6 +9,6 @@ prompts have a ``tokenizer()`` and a ``task(...)`` for interventions.
 ('=', (4,))
 """
 
-from jaxinterp.algorithmic import addition, brackets, othello, repeats, retrieval
+from jaxinterp.algorithmic import addition, brackets, othello, repeats, retrieval, shapes
 
-__all__ = ["addition", "brackets", "othello", "repeats", "retrieval"]
+__all__ = ["addition", "brackets", "othello", "repeats", "retrieval", "shapes"]

@@ -54,6 +54,8 @@ def sums(ids: np.ndarray) -> np.ndarray:
 def split(seed: Any = 0, share: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
     """Numbers in `every` of the prompts to train on, a random share of them, and of the others.
 
+    [n] and [12769 - n], each ascending.
+
     Raises ``ValueError`` for a share that leaves either side empty.
     """
     n = round(share * P * P)
@@ -100,6 +102,8 @@ def power(table: Any) -> np.ndarray:
 
     Squares, summed over cos, sin and the other axes; together those of the table. Of the
     embedding: ``power(model.params.embed.W_E[:113])``.
+
+    Raises ``ValueError`` for a table of other than 113 rows.
     """
     table = np.asarray(table, np.float64)
     if table.shape[:1] != (P,):

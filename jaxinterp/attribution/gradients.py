@@ -82,7 +82,7 @@ class Pair:
     @property
     def felt(self) -> jax.Array:
         """bool [B P]: where the runs can differ, as far as the tokens tell."""
-        differ = (self.base.ids != self.donor.ids) & (self.base.positions >= 0)
+        differ = self.base.differ(self.donor) & (self.base.positions >= 0)
         if self.model.config.causal:
             return jnp.cumsum(differ, axis=-1) > 0
         return jnp.broadcast_to(differ.any(-1, keepdims=True), differ.shape)

@@ -180,6 +180,8 @@ class Circuit:
 
         The MIB format names keys and values by query head; under grouped heads an edge of a
         key/value head is written once for each of its queries. It knows no positions.
+
+        Raises ``ValueError`` for another format.
         """
         if format not in ("own", "mib"):
             raise ValueError(f"format={format!r}, expected 'own' or 'mib'.")

@@ -57,6 +57,9 @@ def incompleteness(
 
     sets: named sets (such as the roles of heads); default: ``samples`` random ones, each node
     with probability 1/2. ``runs``: the arguments of `evaluate_circuits`.
+
+    Raises ``ValueError`` for no sets, nodes that are not the model's, and a circuit without heads
+    or MLPs.
     """
     import xarray as xr
 
@@ -142,7 +145,9 @@ def specificity(
     model: Model, circuit: Circuit, tasks: Mapping[str, Any], *, alternative: Any = "run",
     batch: int | None = None,
 ) -> dict[str, xr.DataArray]:  # fmt: skip
-    """The circuit on several behaviours, each result as of `evaluate_circuits`.
+    """The circuit on several behaviours: by task, what `evaluate_circuits` returns.
+
+    Each has dims (circuit, prompt), of length 1 and the number of the task's prompts.
 
     tasks: `jaxinterp.Task` by name, the circuit's own among them: a claim is specific where the
     faithfulness of its own behaviour is high and that of the others is not.

@@ -62,6 +62,8 @@ def top_edges(
 
     scores: `importance` [E]. pruned: without those that are then on no path from input to
     logits. Ties are broken by the graph's order.
+
+    Raises ``ValueError`` for n outside 1 to E, and scores of another shape or NaN.
     """
     graph = graph_of(model)
     if not 1 <= n <= graph.n_edges:
@@ -82,6 +84,8 @@ def greedy_edges(
     """n edges grown backwards from the logits: each the best that ends at a node already in.
 
     As Hanna et al. 2024 (arXiv:2403.17806) select: every edge taken leads to the logits.
+
+    Raises ``ValueError`` as `top_edges` does.
     """
     graph = graph_of(model)
     if not 1 <= n <= graph.n_edges:
@@ -205,7 +209,10 @@ def _decide(
 
 
 def stability(circuits: Sequence[Circuit]) -> float:
-    """The mean Jaccard index of all pairs: of circuits found on bootstraps of the prompts."""
+    """The mean Jaccard index of all pairs: of circuits found on bootstraps of the prompts.
+
+    Raises ``ValueError`` for fewer than two.
+    """
     pairs = [a.jaccard(b) for i, a in enumerate(circuits) for b in circuits[i + 1 :]]
     if not pairs:
         raise ValueError("Stability compares at least two circuits.")

@@ -47,6 +47,7 @@ class Graph:
 
     @property
     def n_senders(self) -> int:
+        """S: ``input``, and the heads and MLPs."""
         return 1 + self.config.n_layers * self.per_layer
 
     @functools.cached_property
@@ -67,6 +68,7 @@ class Graph:
 
     @property
     def n_receivers(self) -> int:
+        """R: every layer's, and ``logits``."""
         return self.config.n_layers * self.reads + 1
 
     def sender(self, layer: int, head: int | None = None) -> int:
@@ -114,6 +116,7 @@ class Graph:
 
     @property
     def n_edges(self) -> int:
+        """E: the places [R S] where a sender writes before a receiver reads."""
         return int(self.exists.sum())
 
     @functools.cached_property
@@ -192,14 +195,17 @@ class Graph:
         return out
 
     def where(self, receiver: int) -> tuple[str, int, int]:
-        """(kind, layer, head) of a receiver; ``logits`` is ("logits", last layer, 0)."""
+        """(kind, layer, head) of a receiver; ``logits`` is ("logits", last layer, 0).
+
+        Raises ``IndexError`` for a number that is none.
+        """
+        if not 0 <= receiver < self.n_receivers:
+            raise IndexError(f"receiver {receiver} of {self.n_receivers}.")
         if receiver == self.n_receivers - 1:
             return "logits", self.config.n_layers - 1, 0
         layer, slot = divmod(receiver, self.reads)
-        for kind, place in self.slots.items():
-            if place.start <= slot < place.stop:
-                return kind, layer, slot - place.start
-        raise IndexError(f"receiver {receiver} of {self.n_receivers}.")
+        kind = next(kind for kind, place in self.slots.items() if slot < place.stop)
+        return kind, layer, slot - self.slots[kind].start
 
     def layer_of(self, sender: int) -> int:
         """The layer a sender is in; -1 for ``input``."""

@@ -161,6 +161,8 @@ def faithfulness_curve(
     scores: [E] in the graph's order or [R S]; select: "top" or "greedy" (`discovery`). ``runs``:
     the arguments of `evaluate_circuits`. Coordinate ``fraction`` holds k. Keep edges whose
     removal lowers the metric: scores of an exchange are negated first.
+
+    Raises ``ValueError`` for another ``select``, fractions above 1, and scores as `top_edges` does.
     """
     choose = {"top": top_edges, "greedy": greedy_edges}
     if select not in choose:
@@ -179,6 +181,8 @@ def roc(scores: Any, truth: Circuit) -> dict[str, Any]:
 
     Returns fpr and tpr, ``auc`` (ties count half), and ``pessimistic_auc``: the area under the
     steps of the Pareto-optimal points, sum (1 - x_i) dy_i (Conmy et al. 2023).
+
+    Raises ``ValueError`` for another number of scores, NaN, and a circuit of all edges or none.
     """
     flat = truth.edges if truth.edges.ndim == 2 else np.asarray(truth.edges.any(-1))
     is_true = flat[truth.graph.exists]

@@ -45,7 +45,8 @@ class Claim:
     weights. task: a `Task` or words. dataset: where the prompts are from. components: what the
     claim is about, in words. limits: what was not shown. absent: that the mechanism is not there;
     the effects are then the measurements that found none. source, revision: what
-    `jaxinterp.load` takes to load the model, by default its name (and commit of the hub).
+    `jaxinterp.load` takes to load the model, by default its name (and commit of the hub). recipe:
+    the command that made the claim, and what it took.
     level, resamples, seed: of the bootstrap intervals.
 
     ``run`` measures. ``text``, ``html``, ``to_json`` and ``save`` state the claim, and raise
@@ -66,6 +67,7 @@ class Claim:
     absent: bool = False
     source: str = ""
     revision: str = ""
+    recipe: str = ""
     level: float = 0.95
     resamples: int = 2000
     seed: int = 0

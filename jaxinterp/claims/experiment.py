@@ -12,7 +12,7 @@ from jaxinterp.claims.plain import held, to_plain
 from jaxinterp.interventions import Where, unshare
 from jaxinterp.metrics import evaluate
 from jaxinterp.model import Model, as_tokens
-from jaxinterp.stats import Method, bootstrap, holm, paired_permutation
+from jaxinterp.stats import bootstrap, holm, paired_permutation
 from jaxinterp.sweep import observe, sweep
 from jaxinterp.sweep.grids import split_grid
 
@@ -71,15 +71,8 @@ class Found:
 
     def _intervals(self, difference: np.ndarray) -> np.ndarray:
         """[3 C]: estimate, low and high of differences [C n]."""
-        labelled = _labelled(difference)
-        methods: tuple[Method, ...] = ("bca", "percentile")
-        first, second = (
-            bootstrap(
-                labelled, level=self.level, n=self.resamples, seed=self.seed, method=method
-            ).to_array().values
-            for method in methods
-        )  # fmt: skip
-        return np.where(np.isnan(first), second, first)
+        found = bootstrap(_labelled(difference), level=self.level, n=self.resamples, seed=self.seed)
+        return np.asarray(found.to_array().values)
 
     @property
     def rounding(self) -> float:
@@ -131,7 +124,8 @@ class Experiment:
     tokens: `Tokens`, or ids [n P], of at least 2 prompts. intervention: a built-in one or a tuple
     of them; with ``grid=True`` a grid of E of them, as for `jaxinterp.sweep`. metric: of
     `jaxinterp.metrics`. margin: the largest change, in the metric's unit, that counts as none.
-    note: what a reader should know. texts: the prompts for people to read, [n].
+    note: what a reader should know. texts: the prompts for people to read, [n]. names: of the E
+    interventions of a grid, where their places do not tell them apart.
 
     ``found`` is None until `Claim.run`. Arrays are copied to the host. Raises ``ValueError`` for
     another role, fewer than 2 prompts, no intervention, arguments that do not fit each other, and
@@ -147,6 +141,7 @@ class Experiment:
     margin: float | None = None
     note: str = ""
     texts: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     found: Found | None = None
 
     def __post_init__(self) -> None:
@@ -171,7 +166,8 @@ class Experiment:
             except ValueError as error:
                 raise ValueError(f"The {field} of {self.name!r}: {error}") from error
             object.__setattr__(self, field, held(value))
-        object.__setattr__(self, "texts", tuple(map(str, self.texts)))
+        for field in ("texts", "names"):
+            object.__setattr__(self, field, tuple(map(str, getattr(self, field))))
         if self.margin is not None:
             object.__setattr__(self, "margin", float(self.margin))
         self.metric.read(self.tokens)  # refuses values for another number of prompts
@@ -179,6 +175,11 @@ class Experiment:
             raise ValueError(f"The grid of {self.name!r} is empty: give one experiment at least.")
         if not self.grid:
             self._refuse_grids()
+        if self.names and (not self.grid or len(set(self.names)) != len(self)):
+            raise ValueError(
+                f"{self.name!r} has the names {self.names[:3]}...: expected one for each of "
+                f"{len(self)} interventions of a grid, no two alike."
+            )
         if self.found is not None and self.found.values.shape != (len(self), len(tokens)):
             raise ValueError(
                 f"The values found by {self.name!r} are {list(self.found.values.shape)}, expected "

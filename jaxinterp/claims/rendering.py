@@ -99,6 +99,7 @@ def facts(claim: Claim) -> list[tuple[str, str]]:
             f"{short(100 * claim.level)}% bootstrap of the mean change over prompts, "
             f"{claim.resamples} resamples, seed {claim.seed}; in grids also p by sign flips (Holm)",
         ),
+        ("made by", claim.recipe),
         ("made with", f"jaxinterp {said['jaxinterp']}, jax {said['jax']}, {said['platform']}"),
     ]
     if claim.agreement is not None:

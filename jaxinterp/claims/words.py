@@ -37,6 +37,8 @@ def labels(experiment: Experiment) -> list[str]:
     """A name for each intervention: where it is, if that tells them apart."""
     if not experiment.grid:
         return [experiment.name]
+    if experiment.names:
+        return list(experiment.names)
     each = [_nth(experiment, i) for i in range(len(experiment))]
     places = [_places(edits) for edits in each]
     for out in (places, [_sentence(edits, with_places=True) for edits in each]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -23,19 +24,9 @@ if TYPE_CHECKING:
 Given = Annotated[Path, tyro.conf.Positional]
 
 
-def evaluate(
-    dictionary: Given,
-    model: str = MODEL,
-    corpus: Path = Path(),
-    site: str = "",
-    layer: int = -1,
-    target: str = "",
-    blocks: int = 32,
-    length: int = 128,
-    batch: int = 8,
-    out: Path = Path("runs/sae-evaluate"),
-) -> None:
-    """Measure a dictionary on held-out text: reconstruction, and the model's loss with it in place.
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """A dictionary, and the model and the text that it is held against.
 
     Args:
         dictionary: Its folder, of any form that is known (or a layer_N.safetensors of a set).
@@ -43,45 +34,116 @@ def evaluate(
         corpus: A text file or a folder of them; by default WikiText-2's test part.
         site: Where it reads, if its files do not tell.
         layer: The layer it reads, if its files do not tell.
-        target: What a transcoder writes, if its files do not tell.
-        blocks: Of held-out text.
+        blocks: Of text.
         length: Tokens per block; the first of each is left out.
         batch: Blocks per program call.
+    """
+
+    dictionary: Given
+    model: str = MODEL
+    corpus: Path = Path()
+    site: str = ""
+    layer: int = -1
+    blocks: int = 128
+    length: int = 128
+    batch: int = 8
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For a result's claim."""
+        return {"corpus": named(self.corpus), "length": self.length}
+
+    def load(self, target: str = "") -> Dictionary:
+        """The dictionary; raises ``ValueError`` where neither files nor options say what it reads.
+
+        target: what a transcoder writes, if its files do not tell.
+        """
+        from jaxinterp import sae
+
+        given: dict[str, Any] = {
+            "site": self.site,
+            "layers": (self.layer,) if self.layer >= 0 else (),
+            "target": target,
+        }
+        d = sae.load(self.dictionary, **{name: value for name, value in given.items() if value})
+        if not d.config.site or not d.config.layers:
+            raise ValueError(
+                f"The files of {self.dictionary} do not tell where it reads: give --site and "
+                "--layer."
+            )
+        return d
+
+    def against(self, d: Dictionary) -> tuple[Model, Any, list[Any]]:
+        """A model that the dictionary fits, its tokenizer, and batches of text."""
+        from jaxinterp import corpora
+
+        positive(blocks=self.blocks, length=self.length - 1, batch=self.batch)
+        rows = texts(self.corpus, "test")
+        net, tokenizer = load_model(self.model)
+        c = d.config
+        for place, width in ((c.site, c.d_in), (c.target or c.site, c.d_out)):
+            for layer in c.layers:
+                if (there := width_at(net, place, layer)) != width:
+                    raise ValueError(
+                        f"The dictionary has width {width} at {place}, {net.name} has {there}: it "
+                        "is another model's."
+                    )
+        if c.model not in ("", net.name):
+            say(f"The dictionary is of {c.model}, measured here in {net.name}.")
+        stream = corpora.packed(rows, tokenizer, self.length, self.batch)
+        batches = list(itertools.islice(stream, -(-self.blocks // self.batch)))
+        if not batches:
+            raise ValueError(
+                f"{named(self.corpus)} does not fill {self.batch} blocks of --length {self.length}."
+            )
+        return net, tokenizer, batches
+
+
+OfHeld = Annotated[Held, tyro.conf.arg(name="")]
+
+
+def evaluate(held: OfHeld, target: str = "", out: Path = Path("runs/sae-evaluate")) -> None:
+    """Measure a dictionary on held-out text: reconstruction, and the model's loss with it in place.
+
+    Args:
+        held: The dictionary, the model and the text.
+        target: What a transcoder writes, if its files do not tell.
         out: Output folder.
     """
     from jaxinterp import results, sae
     from jaxinterp.sae.dictionary import described
 
-    d = _dictionary(dictionary, site, layer, target)
+    d = held.load(target)
     if d.config.kind == "transcoder" and not d.config.target:
-        raise ValueError(f"The files of {dictionary} do not tell what it writes: give --target.")
-    net, _, held = _held(d, model, corpus, blocks, length, batch)
+        raise ValueError(
+            f"The files of {held.dictionary} do not tell what it writes: give --target."
+        )
+    net, _, batches = held.against(d)
     total = np.zeros(d.config.d_in)
-    with bar(len(held) * batch * length, "tokens") as progress:
+    with bar(len(batches) * held.batch * held.length, "tokens") as progress:
 
         def examples() -> Iterator[Any]:
             nonlocal total
-            for each in _values(net, d.config, held):
+            for each in _values(net, d.config, batches):
                 x = each[0] if isinstance(each, tuple) else each
                 total = total + np.asarray(x, np.float64).sum(0)
                 yield each
-                progress.update(batch * length)
+                progress.update(held.batch * held.length)
 
         own = sae.reconstruction(d, examples())
-    record = {"corpus": named(corpus), "length": length}
     own = own.assign_attrs(
         results.claim(
             net, method="reconstruction", site=d.config.site, layers=list(d.config.layers),
-            examples=own.attrs["examples"], dictionary=described(d), **record,
+            examples=own.attrs["examples"], dictionary=described(d), **held.record,
         )
     )  # fmt: skip
     found = {"reconstruction": own}
     if d.config.kind == "sae":
-        loss = sae.loss_recovered(net, d, held, total / own.attrs["examples"])
-        found["loss"] = loss.assign_attrs(record)
+        loss = sae.loss_recovered(net, d, batches, total / own.attrs["examples"])
+        found["loss"] = loss.assign_attrs(held.record)
     else:
         say(f"The loss with it in place is an SAE's; this is a {d.config.kind}.")
-    table: dict[str, Any] = {"dictionary": str(dictionary), **record}
+    table: dict[str, Any] = {"dictionary": str(held.dictionary), **held.record}
     for name, each in found.items():
         table[name] = {n: float(v) for n, v in each.data_vars.items() if not v.dims}
         print(f"{name}: " + "  ".join(f"{n} {v:.4g}" for n, v in table[name].items()))
@@ -90,35 +152,21 @@ def evaluate(
 
 
 def dashboard(
-    dictionary: Given,
-    model: str = MODEL,
-    corpus: Path = Path(),
-    site: str = "",
-    layer: int = -1,
+    held: OfHeld,
     features: tuple[int, ...] = (),
     show: int = 300,
     k: int = 10,
     effects: int = 4,
-    blocks: int = 256,
-    length: int = 128,
-    batch: int = 8,
     out: Path = Path("runs/sae-dashboard.html"),
 ) -> None:
     """Describe features on one page: what activates them, what they write, what ablating does.
 
     Args:
-        dictionary: Its folder, of any form that is known (or a layer_N.safetensors of a set).
-        model: A built-in name, hub id, local folder, .gguf file or checkpoint.
-        corpus: A text file or a folder of them; by default WikiText-2's test part.
-        site: Where it reads, if its files do not tell.
-        layer: The layer it reads, if its files do not tell.
+        held: The dictionary, the model and the text.
         features: Their numbers; by default --show at random of those that are active.
         show: How many features, where --features does not say which.
         k: Examples of each, of the largest activations and of every part of their range.
         effects: Blocks in which each feature is ablated and doubled; 0 for none.
-        blocks: Of text.
-        length: Tokens per block; the first of each is left out.
-        batch: Blocks per program call.
         out: The page.
     """
     from jaxinterp import sae
@@ -128,11 +176,11 @@ def dashboard(
     positive(show=show, k=k)
     if effects < 0 or effects == 1:
         raise ValueError(f"--effects {effects}: 0, or 2 blocks at least, which an interval needs.")
-    d = _dictionary(dictionary, site, layer)
-    net, tokenizer, held = _held(d, model, corpus, blocks, length, batch)
+    d = held.load()
+    net, tokenizer, batches = held.against(d)
     chosen = list(features)
     if not chosen:
-        density = sae.reconstruction(d, _values(net, d.config, held)).density.values
+        density = sae.reconstruction(d, _values(net, d.config, batches)).density.values
         alive = np.flatnonzero(density)
         if not len(alive):
             raise ValueError("No feature is active on this text: give more --blocks.")
@@ -140,14 +188,16 @@ def dashboard(
         say(f"{len(alive)} of {len(density)} features are active, {len(chosen)} are shown")
     caused = None
     if effects and d.config.kind == "sae":
-        some = np.concatenate([tokens.ids for tokens in held])[:effects]
+        some = np.concatenate([tokens.ids for tokens in batches])[:effects]
         with bar(2 * len(chosen) * len(some), "experiments") as progress:
-            caused = sae.feature_effects(net, d, some, chosen, batch=batch, on_done=progress.update)
-    with bar(len(held) * batch * length, "tokens") as progress:
+            caused = sae.feature_effects(
+                net, d, some, chosen, batch=held.batch, on_done=progress.update
+            )
+    with bar(len(batches) * held.batch * held.length, "tokens") as progress:
         study = study_features(
-            net, d, held, features=chosen, k=k, sample=max(100, 4 * k), effects=caused,
+            net, d, batches, features=chosen, k=k, sample=max(100, 4 * k), effects=caused,
             written=8 if d.config.d_out == net.config.d_model else 0, tokenizer=tokenizer,
-            on_done=progress.update, record={"corpus": named(corpus), "length": length},
+            on_done=progress.update, record=held.record,
         )  # fmt: skip
     title = f"Features at {d.config.site} {d.config.layers[0]} of {net.name}"
     say(f"Wrote {write_features(study, out, title=title)}")
@@ -186,49 +236,6 @@ def convert(
         f"{int((on != still).sum())} are active in one only."
     )
     say(f"Wrote {out}")
-
-
-def _dictionary(path: Path, site: str, layer: int, target: str = "") -> Dictionary:
-    """A dictionary and where it reads; raises ``ValueError`` where neither files nor we know."""
-    from jaxinterp import sae
-
-    given: dict[str, Any] = {
-        "site": site,
-        "layers": (layer,) if layer >= 0 else (),
-        "target": target,
-    }
-    d = sae.load(path, **{name: value for name, value in given.items() if value})
-    if not d.config.site or not d.config.layers:
-        raise ValueError(
-            f"The files of {path} do not tell where it reads: give --site and --layer."
-        )
-    return d
-
-
-def _held(
-    d: Dictionary, model: str, corpus: Path, blocks: int, length: int, batch: int
-) -> tuple[Model, Any, list[Any]]:
-    """A model that the dictionary fits, its tokenizer, and batches of text."""
-    from jaxinterp import corpora
-
-    positive(blocks=blocks, length=length - 1, batch=batch)
-    rows = texts(corpus, "test")
-    net, tokenizer = load_model(model)
-    c = d.config
-    for place, width in ((c.site, c.d_in), (c.target or c.site, c.d_out)):
-        for layer in c.layers:
-            if (there := width_at(net, place, layer)) != width:
-                raise ValueError(
-                    f"The dictionary has width {width} at {place}, {net.name} has {there}: it is "
-                    "another model's."
-                )
-    if c.model not in ("", net.name):
-        say(f"The dictionary is of {c.model}, measured here in {net.name}.")
-    stream = corpora.packed(rows, tokenizer, length, batch)
-    held = list(itertools.islice(stream, -(-blocks // batch)))
-    if not held:
-        raise ValueError(f"{named(corpus)} does not fill {batch} blocks of --length {length}.")
-    return net, tokenizer, held
 
 
 def _values(net: Model, config: DictionaryConfig, batches: Iterable[Any]) -> Iterator[Any]:

@@ -267,6 +267,8 @@ def check_prompts(model: Model, tokens: Tokens, n_new: int) -> None:
             f"{c.family} model has learned positions for {c.n_ctx}. Shorten either."
         )
     check_tokens(c, tokens)
+    if tokens.values is not None:
+        raise ValueError("Generation writes tokens; these prompts are values: give token ids.")
     if is_concrete(tokens.positions):
         empty = np.flatnonzero(np.asarray(tokens.lengths) == 0)
         if empty.size:

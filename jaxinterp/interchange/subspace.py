@@ -34,7 +34,10 @@ class Interchange(Edit):
         return value + einsum(at.config, "...k,dk->...d", part, basis)
 
     def check(self, config: Config, tokens: Tokens) -> None:
-        """As any `Edit`; also the basis, which fits the site and is orthonormal."""
+        """As any `Edit`; also the basis, which fits the site and is orthonormal.
+
+        Raises ``ValueError`` for what does not fit; of a traced basis only the shape is known.
+        """
         super().check(config, tokens)
         width = axis_size(config, SITES[self.site], SITES[self.site].axes[-1])
         basis, weights = unshare(self.basis), unshare(self.weights)
@@ -104,7 +107,10 @@ def orthonormal(matrix: Any) -> jax.Array:
 
 
 def random_basis(width: int, rank: int, seed: int = 0) -> np.ndarray:
-    """An orthonormal basis [width rank] of a subspace drawn uniformly (QR of a Gaussian)."""
+    """An orthonormal basis [width rank] of a subspace drawn uniformly (QR of a Gaussian).
+
+    Raises ``ValueError`` for a rank outside 0 to ``width``.
+    """
     if not 0 <= rank <= width:
         raise ValueError(f"rank={rank}, expected 0 to {width}, the width of the space.")
     gaussian = np.random.default_rng(seed).standard_normal((width, rank))

@@ -16,9 +16,11 @@ from jaxinterp.model import Config
 
 
 class Lens(Protocol):
-    """Streams [L+1 ... D] to streams of the last point's basis, same shape."""
+    """What is done to the streams of all points, and which models it fits."""
 
-    def __call__(self, streams: jax.Array) -> jax.Array: ...
+    def __call__(self, streams: jax.Array) -> jax.Array:
+        """Streams [L+1 ... D] to streams of the last point's basis, same shape."""
+        ...
 
     def check(self, config: Config) -> None:
         """Raise ``ValueError`` for a model that it was not made for."""
@@ -29,6 +31,7 @@ class LogitLens(struct.PyTreeNode):
     """Every stream as if it were the last one (nostalgebraist 2020)."""
 
     def __call__(self, streams: jax.Array) -> jax.Array:
+        """Streams [L+1 ... D], as they are."""
         return streams
 
     def check(self, config: Config) -> None:
@@ -45,6 +48,7 @@ class TunedLens(struct.PyTreeNode):
     b: jax.Array
 
     def __call__(self, streams: jax.Array) -> jax.Array:
+        """Streams [L+1 ... D], all but the last translated."""
         moved = translate(self, streams[:-1])
         return jnp.concatenate([moved, streams[-1:]])
 
@@ -64,6 +68,7 @@ class JacobianLens(struct.PyTreeNode):
     J: jax.Array
 
     def __call__(self, streams: jax.Array) -> jax.Array:
+        """Streams [L+1 ... D], all but the last mapped by their J."""
         moved = jnp.einsum("l...d,led->l...e", streams[:-1], self.J)
         return jnp.concatenate([moved, streams[-1:]])
 

@@ -62,8 +62,8 @@ def read(
     check_tokens(model.config, tokens)
     name, axes = _site(model, site, lens)
     wanted, known = _targets(tokens, targets)
-    if not 1 <= top <= model.config.vocab_size:
-        raise ValueError(f"top={top}, expected 1 to {model.config.vocab_size} (the vocabulary).")
+    if not 1 <= top <= model.config.n_logits:
+        raise ValueError(f"top={top}, expected 1 to {model.config.n_logits} (the vocabulary).")
     interventions = as_interventions(model.config, interventions, tokens)
     size = len(tokens) if interventions else batch_size(model, tokens, batch, MEMORY)
     pieces = []

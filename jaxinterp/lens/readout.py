@@ -56,7 +56,7 @@ def read_rows(
 
     targets [N]: the token whose probability and rank are read.
     """
-    size = model.config.vocab_size
+    size = model.config.n_logits
     blocks = jnp.arange(-(-size // block) * block).reshape(-1, block)
     wanted = jax.lax.map(lambda rows: _logits(model, rows[:, None], targets[:, None])[:, 0, 0], x)
 

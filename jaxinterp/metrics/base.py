@@ -18,16 +18,15 @@ from jaxinterp.model.taps import as_interventions
 
 @runtime_checkable
 class Metric(Protocol):
-    """What the engine needs of a metric.
-
-    name: for labels. vocabulary: int [B C], the tokens whose logits it reads; None: all.
-    """
+    """What the engine needs of a metric."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """For labels: results and errors are named by it."""
 
     @property
-    def vocabulary(self) -> Any: ...
+    def vocabulary(self) -> Any:
+        """int [B C]: the tokens whose logits it reads; None: all."""
 
     def read(self, tokens: Tokens) -> Any:
         """int [B R]: the positions within each prompt whose logits it reads.
@@ -88,10 +87,10 @@ class AtPositions(struct.PyTreeNode):
         read = self.read(tokens)
         for name in self.sets:
             ids = getattr(self, name)
-            if is_concrete(ids) and np.max(ids) >= config.vocab_size:
+            if is_concrete(ids) and np.max(ids) >= config.n_logits:
                 raise ValueError(
                     f"Token id {np.max(ids)} in {name} of {self.name} is outside the vocabulary "
-                    f"of {config.vocab_size}: was it made by this model's tokenizer?"
+                    f"of {config.n_logits}: was it made by this model's tokenizer?"
                 )
         if is_concrete(read, tokens.positions):
             late = np.asarray(read) >= np.asarray(tokens.lengths)[:, None]
@@ -152,7 +151,10 @@ def read_out(
     frame: Frame,
     interventions: tuple[Any, ...] = (),
 ) -> jax.Array:
-    """The metric [B] of a stream [B R D] that holds just the columns it reads."""
+    """The metric [B] of a stream [B R D] that holds just the columns it reads.
+
+    Raises ``ValueError`` for a model without an unembedding.
+    """
     logits, _ = unembed(model, x, frame, interventions, vocabulary=metric.vocabulary)
     if logits is None:
         raise ValueError(f"{model.name} has no unembedding: a metric of logits needs one.")

@@ -283,6 +283,8 @@ def kl(reference_logits: Any, position: Position = None) -> KL:
     reference_logits: [B R V] at the positions that are read, in the order of ``position``, or
     [B V] where that is one. With ``position="all"``, R runs over the columns of the tokens, as
     in `forward(...).logits`. Its gradient at the reference itself is zero.
+
+    Raises ``ValueError`` for another rank, and for R other than 1 without a ``position``.
     """
     reference = as_array(reference_logits)
     reference = reference[:, None] if reference.ndim == 2 else reference

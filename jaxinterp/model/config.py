@@ -32,7 +32,8 @@ class Config:
     """The architecture: a set of orthogonal choices, no subclasses.
 
     Sizes: L ``n_layers``, D ``d_model``, H ``n_heads``, G ``n_kv_heads``, K ``d_head``,
-    M ``d_mlp`` (0 for attention-only models), V ``vocab_size``.
+    M ``d_mlp`` (0 for attention-only models), V ``vocab_size`` (or the width of inputs that are
+    no tokens: `Tokens.values`).
     """
 
     n_layers: int
@@ -80,6 +81,7 @@ class Config:
     head: Literal["tied", "untied", "none"] = "untied"
     head_transform: bool = False  # BERT: dense, activation and norm before the unembedding
     bias_head: bool = False
+    n_outputs: int = 0  # logits, where they are not the vocabulary's (0: they are)
     logit_softcap: float = 0.0
 
     # Numerics: of every matrix product (the arrays' dtype is the parameters')
@@ -102,8 +104,17 @@ class Config:
                 raise ValueError(f"{name} has {len(given)} entries for {self.n_layers} layers.")
         if len({(kind.dim, kind.interleaved) for kind in self.rotary}) > 1:
             raise ValueError("all rotary kinds of a model share dim and interleaved.")
+        if self.n_outputs and self.head == "tied":
+            raise ValueError(
+                f"n_outputs={self.n_outputs}: a tied head has the vocabulary's logits."
+            )
         if self.parallel and self.norm_stream:
             raise ValueError("parallel blocks have no stream norm: set norm_stream=False.")
+
+    @property
+    def n_logits(self) -> int:
+        """The size of what the unembedding gives."""
+        return self.n_outputs or self.vocab_size
 
     @property
     def attention_only(self) -> bool:

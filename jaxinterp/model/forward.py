@@ -54,7 +54,10 @@ def embed(
     c, p, tokens = model.config, model.params.embed, as_tokens(tokens)
     tap = Tap(c, interventions, record, tokens.positions)
     frame = Frame(tokens.positions) if frame is None else frame
-    x = p.W_E[tokens.ids]
+    if tokens.values is None:
+        x = p.W_E[tokens.ids]
+    else:
+        x = einsum(c, "bpv,vd->bpd", tokens.values.astype(p.W_E.dtype), p.W_E)
     if c.embed_scale != 1.0:
         x = x * jnp.asarray(c.embed_scale, x.dtype)
     x = tap("embed", x, frame)
@@ -79,6 +82,8 @@ def run_layers(
 
     Records are stacked over the layers run. With traced bounds the layers outside them
     are passed over (and their records are zero), so that one program serves every range.
+
+    Raises ``ValueError`` for bounds that are no range of layers; traced ones pass.
     """
     c, tokens = model.config, as_tokens(tokens)
     interventions, record = tuple(interventions), tuple(record)

@@ -16,12 +16,15 @@ class Tokens(struct.PyTreeNode):
     """A batch of prompts.
 
     ids: int [B P]. positions: int [B P], each token's position within its own prompt, -1
-    where there is padding (on either side). types: int [B P] token types (BERT), or None.
+    where there is padding (on either side). types: int [B P] token types (BERT), or None. values:
+    float [B P V], inputs that are no tokens, such as patches of an image: the embedding is then
+    their product with W_E, and ids stand for nothing.
     """
 
     ids: Any
     positions: Any
     types: Any = None
+    values: Any = None
 
     @property
     def mask(self) -> Any:
@@ -30,6 +33,7 @@ class Tokens(struct.PyTreeNode):
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(B, P): prompts, and columns with padding among them."""
         return self.ids.shape
 
     @property
@@ -46,6 +50,15 @@ class Tokens(struct.PyTreeNode):
             prompts = slice(prompts, prompts + 1 or None)
         return jax.tree.map(lambda leaf: leaf[prompts], self)
 
+    def differ(self, other: Tokens) -> Any:
+        """bool [B P]: where two batches of prompts have different inputs."""
+        out = self.ids != other.ids
+        if self.types is not None and other.types is not None:
+            out = out | (self.types != other.types)
+        if self.values is not None and other.values is not None:
+            out = out | (self.values != other.values).any(-1)
+        return out
+
     def columns(self, positions: Any) -> Any:
         """The column of each position [B ...] of its prompt: int, same shape."""
         xp = np if isinstance(self.positions, np.ndarray) else jnp
@@ -56,9 +69,13 @@ class Tokens(struct.PyTreeNode):
 def as_tokens(tokens: Any) -> Tokens:
     """Tokens from `Tokens` or from bare ids [B P] or [P] (no padding).
 
+    Floats [B P V] are inputs that are no tokens (`Tokens.values`).
+
     Raises ``ValueError`` for an empty batch, wrong rank or a non-integer dtype.
     """
     ids = tokens.ids if isinstance(tokens, Tokens) else jnp.asarray(tokens)
+    if ids.ndim == 3 and jnp.issubdtype(ids.dtype, jnp.floating):
+        return as_tokens(jnp.zeros(ids.shape[:2], jnp.int32)).replace(values=ids)
     if ids.ndim == 1:
         ids = ids[None]
     if ids.ndim != 2 or ids.size == 0:
@@ -82,6 +99,11 @@ def check_tokens(config: Config, tokens: Tokens) -> None:
         raise ValueError(
             f"The prompt has {tokens.shape[1]} tokens; this {config.family} model has learned "
             f"positions for {config.n_ctx}. Shorten it."
+        )
+    if tokens.values is not None and tokens.values.shape != (*tokens.shape, config.vocab_size):
+        raise ValueError(
+            f"The inputs have shape {list(tokens.values.shape)}, expected "
+            f"{[*tokens.shape, config.vocab_size]}: [batch, position, vocab_size]."
         )
     if isinstance(tokens.ids, jax.core.Tracer):
         return

@@ -106,7 +106,10 @@ class Model(struct.PyTreeNode):
 
     @property
     def W_U(self) -> jax.Array:
-        """The unembedding [D V], also when it is tied to the embedding."""
+        """The unembedding [D V], also when it is tied to the embedding.
+
+        Raises ``ValueError`` where there is none.
+        """
         if self.config.head == "none":
             raise ValueError(f"{self.name} has no unembedding (config.head is 'none').")
         tied = self.config.head == "tied"
@@ -179,8 +182,8 @@ def shapes(config: Config, dtype: Any = jnp.float32) -> Params:
         ),
         ln_final=norm_if(c.norm_final, D),
         head=Head(
-            W_U=leaf_if(c.head == "untied", D, V),
-            b_U=leaf_if(has_head and c.bias_head, V),
+            W_U=leaf_if(c.head == "untied", D, c.n_logits),
+            b_U=leaf_if(has_head and c.bias_head, c.n_logits),
             W=leaf_if(has_head and c.head_transform, D, D),
             b=leaf_if(has_head and c.head_transform, D),
             norm=norm_if(has_head and c.head_transform, D),

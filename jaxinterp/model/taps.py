@@ -28,7 +28,7 @@ class Frame:
     owner: jax.Array | None = None
 
     def take(self, whole: jax.Array, axis: int) -> jax.Array:
-        """This frame's part of an array that holds every column along ``axis``."""
+        """This frame's P columns of an array [B ...] that holds every column along ``axis``."""
         if isinstance(self.columns, slice):
             return whole[(slice(None),) * axis + (self.columns,)]
         shape = [1] * whole.ndim
@@ -64,6 +64,7 @@ class At:
 
     @property
     def positions(self) -> jax.Array:
+        """int [B P], within each prompt; of a suffix run or a decoding step only some."""
         return self.frame.positions
 
     @property
@@ -95,7 +96,8 @@ class Intervention(Protocol):
     def sites(self) -> tuple[str, ...]:
         """The (static) names of the sites it changes."""
 
-    def __call__(self, value: jax.Array, at: At) -> jax.Array: ...
+    def __call__(self, value: jax.Array, at: At) -> jax.Array:
+        """The value [B ...] (axes: ``at.axes``), changed or not; called at its ``sites`` alone."""
 
 
 def as_interventions(config: Config, given: Any, tokens: Tokens) -> tuple[Intervention, ...]:

@@ -176,6 +176,9 @@ def text_baselines(tokens: Any, at: Any = None) -> dict[str, np.ndarray]:
     """What can be told from the text alone: a bag of words, and the prompt's length.
 
     at: a position per prompt; then also the token there, on its own.
+
+    Returns float32 [n F]: ``bag_of_words`` and ``token``, F being the different ids of the batch,
+    and ``length``, F = 1, in tokens.
     """
     from jaxinterp.model import as_tokens
 

@@ -4,6 +4,7 @@ Every function takes the labelled result of a sweep (an ``xarray.DataArray`` wit
 ``prompt`` dim and the per-prompt baselines ``clean`` and ``corrupted``) and changes nothing.
 """
 
+from jaxinterp.report.feature_graphs import draw_feature_circuit
 from jaxinterp.report.features import write_features
 from jaxinterp.report.fronts import front_curves
 from jaxinterp.report.graphs import draw_circuit, scatter
@@ -23,8 +24,8 @@ from jaxinterp.report.tables import summarize, summary_table
 from jaxinterp.report.views import View, attention_view, token_view
 
 __all__ = [
-    "View", "attention_view", "component_bars", "draw_circuit", "front_curves", "heatmap",
-    "lens_curves", "lens_table", "phase_map", "probe_curves", "projections", "scatter",
-    "score_map", "spread", "steering_curves", "summarize", "summary_table", "token_view",
-    "write_features", "write_report",
+    "View", "attention_view", "component_bars", "draw_circuit", "draw_feature_circuit",
+    "front_curves", "heatmap", "lens_curves", "lens_table", "phase_map", "probe_curves",
+    "projections", "scatter", "score_map", "spread", "steering_curves", "summarize",
+    "summary_table", "token_view", "write_features", "write_report",
 ]  # fmt: skip

@@ -68,8 +68,8 @@ def draw_circuit(
         sender, receiver = edge.split("->")
         kind = receiver[-2] if receiver.endswith(">") else ""
         for node in _owners(circuit, receiver):
-            _arrow(axes, places[sender], places[node], KINDS.get(kind, SOFT),
-                   abs(weight[edge]) / largest, weight[edge] < 0)  # fmt: skip
+            draw_arrow(axes, places[sender], places[node], KINDS.get(kind, SOFT),
+                       abs(weight[edge]) / largest, weight[edge] < 0)  # fmt: skip
     for node, (x, y) in places.items():
         role = (roles or {}).get(node, "")
         label = f"{node}\n{role}" if role else node
@@ -121,10 +121,11 @@ def _places(circuit: Circuit) -> dict[str, tuple[float, float]]:
     return places
 
 
-def _arrow(
+def draw_arrow(
     axes: Any, begin: tuple[float, float], end: tuple[float, float], colour: str, share: float,
     negative: bool,
 ) -> None:  # fmt: skip
+    """An edge from a lower to a higher node, as wide and dark as its share of the largest."""
     bend = 0.12 * np.sign(end[0] - begin[0] or 1) if end[1] - begin[1] > 1 else 0.0
     axes.annotate(
         "", end, begin, zorder=1,

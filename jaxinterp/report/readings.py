@@ -36,6 +36,8 @@ def lens_table(
     """Layers up, positions across: the top token as text, a reading as colour.
 
     reading: of `jaxinterp.lens.read`, with a tokenizer. colour: "probability", "kl" or "entropy".
+
+    Raises ``ValueError`` for another colour, and a reading without texts or with a head axis.
     """
     from matplotlib.figure import Figure
 
@@ -225,6 +227,8 @@ def projections(
 
     along [n] (`Direction.project`), labels [n]. Of two labels the AUC says how often an example of
     the second (in sorted order) lies above one of the first.
+
+    Raises ``ValueError`` for other shapes, and for no examples.
     """
     from matplotlib.figure import Figure
 

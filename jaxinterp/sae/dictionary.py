@@ -99,10 +99,12 @@ class DictionaryConfig:
 
     @property
     def layered(self) -> bool:
+        """Whether it reads several layers, [L D], and writes [L O]."""
         return self.kind in ("crosscoder", "cross_layer")
 
     @property
     def feature_axes(self) -> tuple[int, ...]:
+        """A code's axes over all features of one example: [L F] or [F]."""
         return (-2, -1) if self.kind == "cross_layer" else (-1,)
 
     @property
@@ -206,7 +208,12 @@ class Dictionary(struct.PyTreeNode):
 
 
 def encode(d: Dictionary, x: jax.Array, *, together: bool = False) -> Code:
-    """The code of x; ``together``: BatchTopK chooses among all examples, as in training."""
+    """The code [... F] of x [... D], or of [... L D] where it reads layers.
+
+    together: BatchTopK chooses among all examples, as in training.
+
+    Raises ``ValueError`` for another width, or number of layers.
+    """
     p, c = d.params, d.config
     if x.shape[-1] != c.d_in:
         raise ValueError(
@@ -235,7 +242,10 @@ def encode(d: Dictionary, x: jax.Array, *, together: bool = False) -> Code:
 
 
 def decode(d: Dictionary, features: jax.Array, x: jax.Array | None = None) -> jax.Array:
-    """The sum of what features write, b_dec, and the skip connection of x if there is one."""
+    """The sum [... O] of what features write, b_dec, and the skip connection of x if there is one.
+
+    Raises ``ValueError`` for a skip connection without x.
+    """
     p, c = d.params, d.config
     out = jnp.einsum(WRITE[c.kind], features, written(d)) + p.b_dec
     if c.skip:

@@ -41,6 +41,7 @@ class FeatureEdit(struct.PyTreeNode):
     operation: Operation = struct.field(pytree_node=False)
 
     def __call__(self, value: jax.Array, at: Any) -> jax.Array:
+        """The value [B P D], moved along the changed features' decoder rows."""
         d = unshare(self.dictionary)
         index = jnp.atleast_1d(jnp.asarray(unshare(self.feature)))
         old = d.encode(value)[..., index]  # B P K
@@ -118,6 +119,7 @@ class Splice(struct.PyTreeNode):
     error: Any = None
 
     def __call__(self, value: jax.Array, at: Any) -> jax.Array:
+        """The sum [B P D] of what the features stand for and the error."""
         d = unshare(self.dictionary)
         own = d.encode(value)
 

@@ -40,9 +40,12 @@ class Exchange(struct.PyTreeNode):
 
     @property
     def sites(self) -> tuple[str, ...]:
+        """Just one: the dictionary's."""
         return (self.site,)
 
     def __call__(self, value: jax.Array, at: At) -> jax.Array:
+        """The value [B P D], another at its own layer; elsewhere the dictionary does not run."""
+
         def change(value: jax.Array) -> jax.Array:
             return value + self._change(value, at).astype(value.dtype)
 

@@ -154,7 +154,10 @@ def feature_effects(
 def nearest(
     d: Dictionary, features: Sequence[int] | np.ndarray | None = None, *, k: int = 5
 ) -> xr.Dataset:
-    """The features whose decoder rows are nearest, by cosine: dims (feature, rank)."""
+    """The features whose decoder rows are nearest, by cosine: dims (feature, rank).
+
+    Raises ``ValueError`` for features that do not exist, and k outside 1 to F - 1.
+    """
     import xarray as xr
 
     chosen = chosen_features(d, features)

@@ -35,11 +35,12 @@ class Harvest(struct.PyTreeNode):
 
     @property
     def kept(self) -> dict[str, jax.Array]:
-        """What changes from batch to batch."""
+        """What changes from batch to batch: the buffer [M ...] and the key."""
         found = {"inputs": self.inputs, "targets": self.targets, "key": self.key}
         return {name: value for name, value in found.items() if value is not None}
 
     def take(self, batch: Tokens) -> tuple[Harvest, jax.Array, jax.Array]:
+        """The source afterwards, n examples [n ...] for the batch's n, and their targets."""
         x, y = values_at(self.model, batch, self.config, first=self.first)
         key, draw = jax.random.split(jax.random.wrap_key_data(self.key))
         chosen = jax.random.permutation(draw, len(self.inputs))[: len(x)]

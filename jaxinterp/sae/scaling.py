@@ -24,6 +24,7 @@ class Scaling(struct.PyTreeNode):
     gain_out: Any
 
     def __call__(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Inputs [B ...] and targets [B ...] as training sees them, same shapes."""
         return (x - self.centre_in) * self.gain_in, (y - self.centre_out) * self.gain_out
 
 

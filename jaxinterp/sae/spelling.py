@@ -234,6 +234,8 @@ def first_letter(
     Of several dictionaries at one place call those two, and the model runs once. Mean absorption,
     as papers report it, is ``.full.mean()`` and ``.fraction.mean()``, over letters.
 
+    Returns dims (letter, word, rank): the known letters, and the test's words of them.
+
     Raises ``ValueError`` for other kinds than SAEs, one without a site and layer, and where the
     model does not know the letters (with the accuracy measured).
     """

@@ -339,6 +339,6 @@ class Given(struct.PyTreeNode):
         return {}
 
     def take(self, batch: Any) -> tuple[Given, jax.Array, jax.Array]:
-        """The source afterwards, examples and targets."""
+        """The source afterwards, examples [B ...] and targets (default the examples)."""
         x, y = batch if isinstance(batch, tuple) else (batch, batch)
         return self, x, y

@@ -60,7 +60,7 @@ def full_forward(
     pairs = length * (length + 1) // 2 if config.causal else length**2
     blocks = config.n_layers * (length * cost.position + pairs * cost.pair)
     reads = length if reads is None else reads
-    return blocks + reads * _readout(config, config.vocab_size if columns is None else columns)
+    return blocks + reads * _readout(config, config.n_logits if columns is None else columns)
 
 
 def hook_loop(

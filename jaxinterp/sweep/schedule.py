@@ -40,6 +40,7 @@ class Plan:
 
     @property
     def n_chunks(self) -> int:
+        """Program calls, the base run not counted."""
         return sum(len(group.chunks()) for group in self.groups)
 
     @property
@@ -127,7 +128,7 @@ def make_plan(
         config, length, layer, first, places=1 if shows or not config.causal else PLACES,
         chunk=chunk, room=max(1, memory // bytes_of_column), batch=batch, ways=ways,
     )  # fmt: skip
-    columns = config.vocab_size if columns is None else columns
+    columns = config.n_logits if columns is None else columns
     request = Request(config, batch, length, read.shape[1], columns, model_ways, width)
     bound = request_bound(request, tokens, interventions, layer, column)
     return Plan(groups, n_experiments, request, bound)

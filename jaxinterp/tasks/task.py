@@ -63,7 +63,10 @@ class Task:
         return len(self.clean)
 
     def __getitem__(self, index: Any) -> Task:
-        """Some of the prompts, by an int (a task of one), slice, indices or mask."""
+        """Some of the prompts, by an int (a task of one), slice, indices or mask.
+
+        Raises ``IndexError`` for prompts that do not exist, and ``ValueError`` where none is left.
+        """
         if isinstance(index, (int, np.integer)):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"prompt {index} of a task of {len(self)}.")
@@ -112,6 +115,8 @@ class Task:
         for tokens in (self.clean, self.corrupted):
             for array in (tokens.ids, tokens.positions):
                 digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+            if tokens.values is not None:
+                digest.update(np.ascontiguousarray(tokens.values, np.float32).tobytes())
         return {
             "name": self.name,
             "n_prompts": len(self),
@@ -130,11 +135,12 @@ def check(model: Model, task: Task) -> dict[str, float]:
     """Whether the model can do the task at all, and whether the corruption undoes it.
 
     Means over prompts, clean and corrupted: of the task's metric; of its accuracy (the model's
-    top token is the answer, or in the set of answers); and how often the metric is above 0: the
-    answer beats the wrong token. All are about the clean prompt's answer, so corrupted values
-    ought to be low.
+    top token, where the metric reads, is the answer, or in the set of answers); and how often the
+    metric is above 0: the answer beats the wrong token. All are about the clean prompt's answer,
+    so corrupted values ought to be low.
     """
-    top = accuracy([ids[ids >= 0] for ids in task.answers.reshape(len(task), -1)])
+    answers = [ids[ids >= 0] for ids in task.answers.reshape(len(task), -1)]
+    top = accuracy(answers, np.asarray(task.metric.read(task.clean)))
     out: dict[str, float] = {}
     for side, tokens in {"clean": task.clean, "corrupted": task.corrupted}.items():
         values = np.asarray(evaluate(task.metric, model, tokens))

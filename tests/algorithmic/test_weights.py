@@ -1,0 +1,79 @@
+"""The shipped models do what their cards say, measured anew from their files."""
+
+import inspect
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxinterp as ji
+from jaxinterp.algorithmic import addition
+from jaxinterp.loading.shipped import card, shipped, weights_folder
+
+sys.path.append(str(Path(__file__).parents[2] / "scripts"))
+import train_addition
+import train_brackets
+import train_othello
+import train_repeats
+import train_retrieval
+import train_shapes
+import train_text
+
+SCRIPTS = {
+    script.NAME: script
+    for script in (
+        train_addition, train_brackets, train_othello, train_repeats, train_retrieval, train_shapes,
+        train_text,
+    )
+}  # fmt: skip
+BETTER = {  # what a card has to reach at least (or, below 0, to stay under)
+    "addition-113": {"accuracy": 1.0, "power_in_6": 0.8},
+    "induction-2l": {"second_to_first": -1 / 3, "induction": 0.4, "previous_token": 0.7},
+    "retrieval-2l": {"accuracy": 0.98},
+    "brackets-2l": {"accuracy": 0.99},
+    "othello-6x6": {"legal": 0.98},
+    "shapes-vit": {"accuracy": 0.95},
+    "wiki-3l": {"bits_per_byte": -2.2},
+}
+
+
+def test_every_shipped_model_has_a_script():
+    assert shipped()
+    assert set(shipped()) <= set(SCRIPTS)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_it_reaches_what_it_is_shipped_for(name):
+    metrics, about = card(name).metrics, card(name)
+    for key, least in BETTER[name].items():
+        assert metrics[key] >= least if least > 0 else metrics[key] < -least, key
+    assert sum(file.stat().st_size for file in (weights_folder() / name).iterdir()) < 10e6
+    assert about.recipe.startswith(f"python scripts/{Path(SCRIPTS[name].__file__).name}")
+
+
+@pytest.mark.parametrize("name", [n for n in shipped() if n not in ("wiki-3l", "othello-6x6")])
+def test_it_meets_its_card(name):
+    model, about = ji.load(name)[0], card(name)
+    options = {"share": 0.3} if name == "addition-113" else {}
+    measured = SCRIPTS[name].measured
+    known = {"model": model, "seed": about.seed, **options}
+    again = measured(
+        **{k: v for k, v in known.items() if k in inspect.signature(measured).parameters}
+    )
+    assert again.keys() == about.metrics.keys()
+    for key, value in about.metrics.items():
+        assert again[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+
+
+def test_grokking_is_in_the_kept_steps():
+    if "addition-113" not in shipped():
+        pytest.skip("not shipped")
+    ids = addition.every()[addition.split(0)[1]][::7]
+    answer = ji.accuracy(addition.sums(ids))
+    right = [
+        float(np.mean(ji.evaluate(answer, ji.load("addition-113", revision=f"step-{n}")[0], ids)))
+        for n in card("addition-113").kept
+    ]
+    assert right[0] < 0.05  # before training
+    assert min(right[1:]) < 0.5  # known by heart only
