@@ -133,7 +133,7 @@ def measured(args: Any, model: Any, store: Any, d: sae.Dictionary, held: list[An
         "| | L0 | explained variance | loss recovered (zero) | (mean) | loss, nats | dead | "
         "shrinkage |", "| --- |" + " --- |" * 7,
     ]  # fmt: skip
-    for name, one in rivals.items():
+    for name, one in tqdm(rivals.items(), desc="measuring", unit=" dictionaries"):
         own, loss = sae.reconstruction(one, [x]), sae.loss_recovered(model, one, held, mean)
         lines.append(
             f"| {name} | {own.l0:.1f} | {own.explained:.3f} | {loss.recovered_zero:.3f} | "
