@@ -5,8 +5,8 @@
 A string of brackets is balanced if as many close as open and the height never falls below 0. Is the
 height of every bracket, and at the first position the sum of all, a direction of the stream after
 the first layer? Both are read by ridge regression beside what position and token alone give; then
-they are erased (LEACE of numbers, Belrose et al. 2023) in strings whose sum is wrong, and in strings
-that dip below 0: each should pass as balanced by its own erasure. Ends with a claim.
+they are erased (LEACE of numbers, Belrose et al. 2023) in strings whose sum is wrong, and in
+strings that dip below 0: each should pass as balanced by its own erasure. Ends with a claim.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ def main() -> None:
                  (("sum", 0), ("sum", 1), ("height", 0), ("height", 1)))]
         for name, pair in ((model.name, (fitted, tested)), ("before training", chance))
     ]  # fmt: skip
-    kinds = [
-        [kind, f"{right(model, kind, args.seed):.4f}"] for kind in brackets.KINDS
-    ]
+    kinds = [[kind, f"{right(model, kind, args.seed):.4f}"] for kind in brackets.KINDS]
     mechanism.state(args, claim, [
         "The share of the variance that ridge regression finds on other strings: of the sum at the "
         "first position, and of every bracket's height at the bracket, before any layer and after "
@@ -93,7 +91,8 @@ def main() -> None:
         *mechanism.table(
             ["model", "sum, before", "sum, after layer 0", "height, before", "height, after"], rows
         ), "",
-        "Accuracy by kind of string (4,000 each):", "", *mechanism.table(["kind", "accuracy"], kinds),
+        "Accuracy by kind of string (4,000 each):", "",
+        *mechanism.table(["kind", "accuracy"], kinds),
     ])  # fmt: skip
 
 

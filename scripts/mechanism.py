@@ -58,6 +58,14 @@ def recipe(args: argparse.Namespace) -> str:
     )
 
 
+def named(places: Sequence[Sequence[int]]) -> str:
+    """Heads by layer and number: "head 1.3", "heads 0.1 and 0.2"."""
+    names = [f"{layer}.{head}" for layer, head in places]
+    if len(names) == 1:
+        return f"head {names[0]}"
+    return f"heads {', '.join(names[:-1])} and {names[-1]}"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]

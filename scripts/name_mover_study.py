@@ -32,11 +32,11 @@ def main() -> None:
     found = np.argwhere((mean > LOOKS) & (wrote > WRITES)).tolist()
     if not found:
         raise SystemExit("No head passes both tests: the claim has no subject.")
-    names = ", ".join(f"{layer}.{head}" for layer, head in found)
+    names = mechanism.named(found)
     other = ji.tasks.subject_verb_agreement(tokenizer, n=args.n, seed=args.seed)
     claim = ji.Claim(
-        f"{model.name} names the indirect object by heads {names}, which look from the end at its "
-        "name and write it.",
+        f"{model.name} names the indirect object by {names}, looking from the end at the name and "
+        "writing it.",
         model, task=task, dataset=f"{args.n} prompts; heads were chosen on as many others",
         components=[f"layer {layer}, head {head}" for layer, head in found],
         experiments=experiments(model, task, other, found, args.seed),

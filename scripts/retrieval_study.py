@@ -33,13 +33,18 @@ def main() -> None:
     patched = circuits.patch_edges(
         model, clean=chosen_on.clean, corrupted=chosen_on.corrupted, metric=chosen_on.metric
     )
-    names = " and ".join(f"{layer}.{head}" for layer, head in found)
+    before = attention(model, chosen_on, "VALUE", "KEY").mean("prompt").values
+    tellers = np.flatnonzero(before[0] > LOOKS).tolist()
+    if not tellers:
+        raise SystemExit("No head of the first layer looks from a value at its key.")
     claim = ji.Claim(
-        f"{model.name} answers a query by the heads {names}, which look from it at the value that "
-        "stands after its key, and by values knowing the key before them.",
+        f"In {model.name} every value is told the key before it by "
+        f"{mechanism.named([(0, head) for head in tellers])}, and found by that key and brought to "
+        f"the query by {mechanism.named(found)}.",
         model, task=task, dataset=f"{args.n} prompts of 8 pairs and 5 distractors; heads were "
-        "chosen on others", components=[f"layer {layer}, head {head}" for layer, head in found],
-        experiments=experiments(model, task, found, args.seed),
+        "chosen on others",
+        components=[f"layer {a}, head {b}" for a, b in [*((0, h) for h in tellers), *found]],
+        experiments=experiments(model, task, tellers, found, args.seed),
         limits=[
             "How the MLPs contribute was measured by edges only (the report's table).",
             "Prompts with 8 pairs and one query; more pairs and later queries were not tried here.",
@@ -50,7 +55,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     report.score_map(looks, args.out / "looks.png", title="attention from the query to its value")
     mechanism.state(args, claim, [
-        *means(model, chosen_on, looks), "",
+        *means(model, chosen_on, before, looks), "",
         *mechanism.strongest_edges(patched, "where two values have changed places"), "",
         "![attention](looks.png)",
     ])  # fmt: skip
@@ -71,10 +76,11 @@ def cut(task: ji.Task, query: str, source: str, **where: Any) -> ji.Edit:
 
 
 def experiments(
-    model: ji.Model, task: ji.Task, found: list[list[int]], seed: int
+    model: ji.Model, task: ji.Task, tellers: list[int], found: list[list[int]], seed: int
 ) -> list[ji.Experiment]:
     c, clean = model.config, task.clean
-    answer, either = ji.log_prob(task.answers), ji.logit_diff(task.answers, task.wrong)
+    # Of the two values: the log-probability is 0 to begin with, and would hide what a control does.
+    answer = ji.logit_diff(task.answers, task.wrong)
     every = ji.product(layer=range(c.n_layers), head=range(c.n_heads))
     zeroed = [ji.zero("z", layer=layer, head=head) for layer, head in found]
     at = [{"layer": layer, "head": head} for layer, head in found]
@@ -92,24 +98,22 @@ def experiments(
         ji.Experiment("their attention from the query to its value cut", "effect", clean,
                       [cut(task, "END", "VALUE", **place) for place in at], answer),
         ji.Experiment("their attention turned to another pair's value", "effect", clean, turned,
-                      either, note="Logit of the right value minus that of the other's."),
-        ji.Experiment("the value kept from seeing its key in the first layer", "effect", clean,
-                      cut(task, "VALUE", "KEY", layer=0), answer),
+                      answer, note="Below 0 the other value is the answer."),
+        ji.Experiment("the value kept from seeing its key by those heads", "effect", clean,
+                      [cut(task, "VALUE", "KEY", layer=0, head=h) for h in tellers], answer),
         ji.Experiment("as many other heads zeroed", "control", clean,
                       claims.random_components(zeroed, c, seed=seed), answer, grid=True),
         ji.Experiment("the value kept from seeing another key", "control", clean,
-                      cut(task, "VALUE", "OTHER_KEY", layer=0), answer, margin=0.1),
+                      cut(task, "VALUE", "OTHER_KEY", layer=0), answer, margin=1.0),
         ji.Experiment("attention from the query to another pair's value cut", "control", clean,
                       [cut(task, "END", "OTHER_VALUE", **place) for place in at], answer,
-                      margin=0.1),
-        ji.Experiment("the other value kept from seeing its key", "control", clean,
-                      cut(task, "OTHER_VALUE", "OTHER_KEY", layer=0), answer, margin=0.1),
+                      margin=1.0),
     ]  # fmt: skip
 
 
-def means(model: ji.Model, task: ji.Task, looks: xr.DataArray) -> list[str]:
+def means(model: ji.Model, task: ji.Task, before: np.ndarray, looks: xr.DataArray) -> list[str]:
+    """What the model can do, and where every head looks."""
     able = ji.tasks.check(model, task)
-    before = attention(model, task, "VALUE", "KEY").mean("prompt").values
     at = looks.mean("prompt").values
     rows = [
         [f"{layer}.{head}", f"{before[layer, head]:.2f}", f"{at[layer, head]:.2f}"]

@@ -29,11 +29,11 @@ SCRIPTS = {
 }  # fmt: skip
 BETTER = {  # what a card has to reach at least (or, below 0, to stay under)
     "addition-113": {"accuracy": 1.0, "power_in_6": 0.8},
-    "induction-2l": {"second_to_first": -1 / 3, "induction": 0.4, "previous_token": 0.7},
+    "induction-2l": {"second_to_first": -1 / 3, "induction": 0.3, "previous_token": 0.7},
     "retrieval-2l": {"accuracy": 0.98},
     "brackets-2l": {"accuracy": 0.99},
     "othello-6x6": {"legal": 0.98},
-    "shapes-vit": {"accuracy": 0.95},
+    "shapes-vit": {"accuracy": 0.9},
     "wiki-3l": {"bits_per_byte": -2.2},
 }
 
