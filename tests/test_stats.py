@@ -235,3 +235,18 @@ def test_effects_are_from_the_run_that_was_changed():
 def test_bad_input_is_an_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_bca_falls_back_to_percentiles_where_it_is_undefined():
+    same = bootstrap(grid(np.full((1, 1, 8), 2.0)), n=100)
+    assert same.to_array().values.ravel().tolist() == [2.0, 2.0, 2.0]
+
+    def distinct(x, axis):  # a resample has never as many different values
+        return np.apply_along_axis(lambda row: len(np.unique(row)), axis, x)
+
+    values = grid(np.arange(20.0).reshape(1, 1, 20))
+    bca, plain = (bootstrap(values, statistic=distinct, n=100, method=m)
+                  for m in ("bca", "percentile"))  # fmt: skip
+    assert bca.estimate.item() == 20
+    assert plain.high.item() < 20
+    xr.testing.assert_equal(bca, plain)
