@@ -64,13 +64,14 @@ print(report.summary_table(heads, k=6))
 # network.
 
 # %%
-for name in ("model", "weights", "method", "site", "direction"):
+for name in ("model", "weights", "metric", "site", "direction"):
     print(f"{name:10}", heads.attrs.get(name))
 
 # %% [markdown]
 # Is the picture a fact about one prompt? Look at the prompts one by one before the mean.
 
 # %%
-best = np.unravel_index(int(ji.share(heads).argmax()), ji.share(heads).shape)
-each = ji.share(heads, prompts="each").isel(layer=best[0], head=best[1])
-print(f"head {best[0]}.{best[1]}:", np.round(each.values, 2))
+mean = ji.share(heads)
+layer, head = np.unravel_index(np.argmax(mean.values), mean.shape)
+each = ji.share(heads, prompts="each").isel(layer=layer, head=head)
+print(f"head {layer}.{head}:", np.round(each.values, 2))

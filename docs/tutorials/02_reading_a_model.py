@@ -53,7 +53,7 @@ for name in ("induction-2l", "smollm2-135m-instruct"):
     one = model if name == model.name else ji.load(name)[0]
     twice = ji.heads.repeated_tokens(one, n=4, length=24)
     score = ji.heads.pattern_scores(one, twice, "induction").mean("prompt")
-    layer, head = np.unravel_index(int(score.argmax()), score.shape)
+    layer, head = np.unravel_index(np.argmax(score.values), score.shape)
     print(f"{name}: head {layer}.{head} gives the induction target {float(score.max()):.2f}")
 
 # %% [markdown]

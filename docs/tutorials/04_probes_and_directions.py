@@ -40,7 +40,7 @@ used = ji.probe_and_erase(
     layers=[0, 11, 28], placebos=3,
 )  # fmt: skip
 change = (used.value - used.clean).mean("prompt").to_pandas().round(2)
-change
+print(change)
 
 # %% [markdown]
 # After layer 28 the number can still be read at the subject, and nothing uses it there: what is

@@ -43,7 +43,7 @@ steered = ji.steer(
     coefficients=[-0.2, -0.1, 0.1, 0.2], placebos=3, seed=0,
 )  # fmt: skip
 effect = (steered - steered.clean).mean("prompt").isel(layer=0).to_pandas().round(2)
-effect
+print(effect)
 
 # %% [markdown]
 # Coefficients are in units of the stream's mean norm at the layer. The rows called random are the
