@@ -7,7 +7,6 @@
 # tested before it is believed.
 
 # %%
-import numpy as np
 
 import jaxinterp as ji
 from jaxinterp import circuits
