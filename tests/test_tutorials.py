@@ -42,5 +42,5 @@ def test_it_becomes_a_notebook(path, tmp_path):
     kinds = [cell.cell_type for cell in again.cells]
     assert kinds == [cell.cell_type for cell in notebook.cells]
     assert kinds[0] == "markdown"
-    assert kinds.count("code") >= 4
+    assert kinds.count("code") >= 3
     assert path.read_text().count("# %%") == len(kinds)
