@@ -62,20 +62,21 @@ def main() -> None:
     untrained = ji.init(model.config, jax.random.key(args.seed))
     chance = [Stream.of(untrained, part) for part in (made_of, held)]
     claim = ji.Claim(
-        f"{model.name} counts: after its first layer the sum of all brackets is a direction at the "
-        "first position and each bracket's height one at the bracket, and it answers by them.",
+        f"{model.name} counts: after its first layer a few directions of the stream hold each "
+        "bracket's height, and it calls strings unbalanced by them.",
         model, task="are the brackets balanced?",
         dataset=f"{args.n} strings of 20 brackets of each kind; directions are from others",
         components=[
-            "resid_post of layer 0 at the first position: the sum",
             "resid_post of layer 0 at every bracket: the height, and whether it is below 0",
+            "beside it, resid_post of layer 0 at the first position: the sum",
         ],
         experiments=experiments(model, args, fitted),
         limits=[
             "Which heads count, and how the second layer finds a dip, was measured only head by "
             "head.",
             "Strings of 20 brackets; longer and shorter ones were not intervened on.",
-            "That erasing makes a string pass does not say that nothing else is read there.",
+            "Erasing moves the answer part of the way: what else says that a string is unbalanced "
+            "was not found.",
         ],
     ).run(model)  # fmt: skip
     rows = [
@@ -150,6 +151,10 @@ def experiments(model: ji.Model, args: Any, fitted: Stream) -> list[ji.Experimen
                       erased(random(top, total.centre), first, DRAWS), metric, grid=True),
         ji.Experiment("heights erased, strings that dip", "effect", dipping.corrupted,
                       erased(height, ~first), dipping.metric),
+        ji.Experiment("heights erased, strings with a wrong sum", "effect", flipped.corrupted,
+                      erased(height, ~first), metric),
+        ji.Experiment(f"random erasures of rank {low}, wrong sum", "control", flipped.corrupted,
+                      erased(random(low, height.centre), ~first, DRAWS), metric, grid=True),
         ji.Experiment(f"random erasures of rank {low}, dip", "control", dipping.corrupted,
                       erased(random(low, height.centre), ~first, DRAWS), dipping.metric, grid=True),
         ji.Experiment("the sum erased, strings that dip", "specificity", dipping.corrupted,
