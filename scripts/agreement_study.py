@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import mechanism
 import numpy as np
 
@@ -93,14 +92,15 @@ def experiments(
     layers = np.arange(len(X))
     return [
         ji.Experiment("the number erased at the subject, after each layer", "localization", clean,
-                      erased(stacked(every), layers), task.metric, grid=True),
+                      erased(mechanism.stacked(every), layers), task.metric, grid=True),
         ji.Experiment("the number erased", "effect", clean, erased(every[layer], layer),
                       task.metric, texts=task.clean_text),
         ji.Experiment("the number moved to the other", "effect", clean,
                       ji.add("resid_post", turned, layer=layer, position=at), task.metric,
                       note="Below 0 the other verb is preferred."),
         ji.Experiment(f"random erasures of the same rank, {DRAWS} draws", "control", clean,
-                      erased(stacked(placebos), np.full(DRAWS, layer)), task.metric, grid=True),
+                      erased(mechanism.stacked(placebos), np.full(DRAWS, layer)), task.metric,
+                      grid=True),
         ji.Experiment(
             f"moved as far along random directions, {DRAWS} draws", "control", clean,
             ji.add("resid_post", aside, layer=np.full(DRAWS, layer), position=ji.Shared(at)),
@@ -112,11 +112,6 @@ def experiments(
         ji.Experiment("the number moved: tense", "specificity", clean,
                       ji.add("resid_post", turned, layer=layer, position=at), tense, margin=0.5),
     ]  # fmt: skip
-
-
-def stacked(erasers: list[erasure.Eraser]) -> Any:
-    """As a grid of experiments."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *erasers)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ def experiments(model: ji.Model, args: Any, fitted: Stream) -> list[ji.Experimen
 
     def random(rank: int, centre: Any) -> Any:
         drawn = [erasure.random_eraser(D, rank, args.seed + i, centre) for i in range(DRAWS)]
-        return jax.tree.map(lambda *leaves: np.stack(leaves), *drawn)
+        return mechanism.stacked(drawn)
 
     def erased(one: Any, at: np.ndarray, n: int = 0) -> ji.Edit:
         """After the first layer; n draws of a grid."""

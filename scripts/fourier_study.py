@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import mechanism
 import numpy as np
@@ -114,7 +113,7 @@ def erasing(
 
     return [
         ji.Experiment(
-            "each frequency erased alone", "localization", ids, erased(stacked(every)),
+            "each frequency erased alone", "localization", ids, erased(mechanism.stacked(every)),
             ji.log_prob(addition.sums(ids)), grid=True,
             names=[f"frequency {k}" for k in range(1, addition.FREQUENCIES + 1)],
         ),
@@ -124,7 +123,7 @@ def erasing(
                       margin=0.02, note="What is left is the mean and the frequencies' span."),
         ji.Experiment(
             f"as many random dimensions erased, {DRAWS} draws", "control", ids,
-            erased(stacked(random)), answer, grid=True, margin=0.02,
+            erased(mechanism.stacked(random)), answer, grid=True, margin=0.02,
         ),
     ]  # fmt: skip
 
@@ -148,11 +147,6 @@ def turning(
                       note="By the key frequencies alone; is the answer then the other sum?"),
         ji.Experiment("turned in all else", "control", ids, control, metric, margin=0.02),
     ]  # fmt: skip
-
-
-def stacked(erasers: list[erasure.Eraser]) -> Any:
-    """As a grid of experiments."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *erasers)
 
 
 def exact(model: ji.Model, kept: Any) -> float:

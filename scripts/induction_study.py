@@ -15,6 +15,7 @@ from typing import Any
 
 import mechanism
 import numpy as np
+import training_run
 
 import jaxinterp as ji
 from jaxinterp import circuits, heads, report
@@ -160,10 +161,7 @@ def unrepeated(n: int, seed: int) -> tuple[Any, ji.Metric]:
 def halves(model: ji.Model, seed: int) -> list[str]:
     """The loss of random syllables said twice, by half."""
     ids = repeats.said_twice(256, seed=(6, seed))
-    logits = np.asarray(ji.forward(model, ids).logits, np.float64)[:, :-1]
-    top = logits.max(-1, keepdims=True)
-    log_p = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-    loss = -np.take_along_axis(log_p, ids[:, 1:, None], 2)[..., 0]
+    loss = np.asarray(training_run.next_token_losses(model, ids), np.float64)
     first, second = loss.reshape(len(ids), 2, -1).mean((0, 2))
     return [
         f"40 random syllables said twice, 256 sequences: {first:.3f} nats per token in the first "

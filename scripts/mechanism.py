@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import xarray as xr
 
 import jaxinterp as ji
+from jaxinterp import heads
 
 BEGAN = time.perf_counter()
 
@@ -64,6 +66,18 @@ def named(places: Sequence[Sequence[int]]) -> str:
     if len(names) == 1:
         return f"head {names[0]}"
     return f"heads {', '.join(names[:-1])} and {names[-1]}"
+
+
+def attention(model: ji.Model, task: ji.Task, query: str, source: str) -> xr.DataArray:
+    """Of every head, between two roles: (layer, head, prompt)."""
+    places = np.zeros((len(task), *[task.clean.shape[1]] * 2), bool)
+    places[np.arange(len(task)), task.roles[query], task.roles[source]] = True
+    return heads.pattern_scores(model, task.clean, places)
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """Trees of arrays, such as erasers, as a grid of experiments."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -16,7 +16,7 @@ import mechanism
 import numpy as np
 
 import jaxinterp as ji
-from jaxinterp import circuits, claims, heads, report
+from jaxinterp import circuits, claims, report
 from jaxinterp.ablation import as_value
 
 LOOKS, WRITES = 0.25, 0.05  # attention to the name; share of the metric's fall by the direct path
@@ -26,7 +26,7 @@ def main() -> None:
     args = mechanism.parser(__doc__, "name_mover", "smollm2-135m-instruct", n=48).parse_args()
     model, tokenizer = ji.load(args.model)
     chosen_on, task = (ji.tasks.ioi(tokenizer, n=args.n, seed=args.seed + i) for i in (0, 1))
-    looks = looking(model, chosen_on)
+    looks = mechanism.attention(model, chosen_on, "END", "IO")
     wrote = writing(model, chosen_on)
     mean = looks.mean("prompt").values
     found = np.argwhere((mean > LOOKS) & (wrote > WRITES)).tolist()
@@ -59,13 +59,6 @@ def main() -> None:
         "Those that look and do not pass the second test (below 0: they write against it):", "",
         *mechanism.table(["head", "attention", "direct edge"], near), "", "![looks](looks.png)",
     ])  # fmt: skip
-
-
-def looking(model: ji.Model, task: ji.Task) -> Any:
-    """Attention of every head from END to IO."""
-    places = np.zeros((len(task), *[task.clean.shape[1]] * 2), bool)
-    places[np.arange(len(task)), task.roles["END"], task.roles["IO"]] = True
-    return heads.pattern_scores(model, task.clean, places)
 
 
 def writing(model: ji.Model, task: ji.Task) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 import jaxinterp as ji
-from jaxinterp import circuits, claims, heads, report
+from jaxinterp import circuits, claims, report
 from jaxinterp.algorithmic import retrieval
 
 LOOKS = 0.3  # mean attention from the query to its value, from which a head is a retrieval head
@@ -26,14 +26,14 @@ def main() -> None:
     args = mechanism.parser(__doc__, "retrieval", "retrieval-2l", n=64).parse_args()
     model, _ = ji.load(args.model)
     chosen_on, task = (retrieval.task(args.n, args.seed + i) for i in (0, 1))
-    looks = attention(model, chosen_on, "END", "VALUE")
+    looks = mechanism.attention(model, chosen_on, "END", "VALUE")
     found = np.argwhere(looks.mean("prompt").values > LOOKS).tolist()
     if not found:
         raise SystemExit("No head looks from the query at its value: the claim has no subject.")
     patched = circuits.patch_edges(
         model, clean=chosen_on.clean, corrupted=chosen_on.corrupted, metric=chosen_on.metric
     )
-    before = attention(model, chosen_on, "VALUE", "KEY").mean("prompt").values
+    before = mechanism.attention(model, chosen_on, "VALUE", "KEY").mean("prompt").values
     tellers = np.flatnonzero(before[0] > LOOKS).tolist()
     if not tellers:
         raise SystemExit("No head of the first layer looks from a value at its key.")
@@ -59,13 +59,6 @@ def main() -> None:
         *mechanism.strongest_edges(patched, "where two values have changed places"), "",
         "![attention](looks.png)",
     ])  # fmt: skip
-
-
-def attention(model: ji.Model, task: ji.Task, query: str, source: str) -> xr.DataArray:
-    """Of every head, between two roles."""
-    places = np.zeros((len(task), *[task.clean.shape[1]] * 2), bool)
-    places[np.arange(len(task)), task.roles[query], task.roles[source]] = True
-    return heads.pattern_scores(model, task.clean, places)
 
 
 def cut(task: ji.Task, query: str, source: str, **where: Any) -> ji.Edit:

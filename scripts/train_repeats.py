@@ -9,7 +9,6 @@ held-out ones come from another stream. A killed run goes on from --folder.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,19 +57,13 @@ def batch(step: int, *, seed: int, n: int) -> repeats.Sequences:
 
 def loss(model: ji.Model, batch: repeats.Sequences) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The mean loss of the next token in nats; also where it repeats one, and elsewhere."""
-    each, repeated = losses(model, batch.ids), batch.source[:, 1:] >= 0
+    each = training_run.next_token_losses(model, batch.ids)
+    repeated = batch.source[:, 1:] >= 0
 
     def mean(where: jax.Array) -> jax.Array:
         return jnp.where(where, each, 0).sum() / where.sum()
 
     return each.mean(), {"repeats": mean(repeated), "others": mean(~repeated)}
-
-
-def losses(model: ji.Model, ids: Any) -> jax.Array:
-    """The loss [B P-1] in nats of each token after the first."""
-    ids = jnp.asarray(ids)
-    log_p = jax.nn.log_softmax(ji.forward(model, ids).logits[:, :-1])
-    return -jnp.take_along_axis(log_p, ids[:, 1:, None], 2)[..., 0]
 
 
 def measured(model: ji.Model, seed: int, n: int = 256) -> dict[str, float]:
@@ -83,7 +76,9 @@ def measured(model: ji.Model, seed: int, n: int = 256) -> dict[str, float]:
     """
     stream = (training_run.HELD_OUT, seed)
     twice = repeats.said_twice(n, seed=stream)
-    by_half = np.asarray(losses(model, twice)).reshape(n, 2, -1).mean((0, 2))
+    by_half = (
+        np.asarray(training_run.next_token_losses(model, twice)).reshape(n, 2, -1).mean((0, 2))
+    )
     drawn = repeats.sequences(n, stream)
     logits = np.asarray(ji.forward(model, drawn.ids).logits)[:, :-1]
     right = logits.argmax(-1) == drawn.ids[:, 1:]

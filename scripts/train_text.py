@@ -13,7 +13,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import training_run
@@ -104,14 +103,7 @@ def batch(step: int, *, ids: np.ndarray, seed: int, n: int) -> np.ndarray:
 
 def loss(model: ji.Model, ids: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The mean loss of the next token, in nats."""
-    return losses(model, ids).mean(), {}
-
-
-def losses(model: ji.Model, ids: Any) -> jax.Array:
-    """The loss [B P-1] in nats of each token after the first."""
-    ids = jnp.asarray(ids)
-    log_p = jax.nn.log_softmax(ji.forward(model, ids).logits[:, :-1])
-    return -jnp.take_along_axis(log_p, ids[:, 1:, None], 2)[..., 0]
+    return training_run.next_token_losses(model, ids).mean(), {}
 
 
 def measured(
@@ -124,7 +116,7 @@ def measured(
     """
     held = blocks(test, np.arange(0, len(test) - LENGTH, LENGTH - 1))
     found = np.concatenate([
-        np.asarray(losses(model, part), np.float64)
+        np.asarray(training_run.next_token_losses(model, part), np.float64)
         for part in training_run.in_parts(held, 64)
     ])  # fmt: skip
     size = sum(len(ended(line).encode()) for line in lines) / len(test)

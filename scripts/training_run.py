@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tqdm import tqdm
@@ -113,6 +114,13 @@ def logits_at(model: ji.Model, tokens: Any, columns: Any) -> jax.Array:
     x, _ = block(c, last, x, context, tap, frame, read=columns)
     logits, _ = unembed(model, x, frame.read(columns))
     return logits
+
+
+def next_token_losses(model: ji.Model, ids: Any) -> jax.Array:
+    """The loss [B P-1] in nats of each token after the first."""
+    ids = jnp.asarray(ids)
+    log_p = jax.nn.log_softmax(ji.forward(model, ids).logits[:, :-1])
+    return -jnp.take_along_axis(log_p, ids[:, 1:, None], 2)[..., 0]
 
 
 def answer_loss(logits: jax.Array, answers: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jupytext
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "docs/tutorials"
@@ -35,7 +36,6 @@ def test_they_are_listed_in_order():
 
 @pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
 def test_it_becomes_a_notebook(path, tmp_path):
-    jupytext = pytest.importorskip("jupytext")
     notebook = jupytext.read(path)
     jupytext.write(notebook, tmp_path / "one.ipynb")
     again = jupytext.read(tmp_path / "one.ipynb")
