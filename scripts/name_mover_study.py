@@ -17,7 +17,7 @@ import numpy as np
 
 import jaxinterp as ji
 from jaxinterp import circuits, claims, report
-from jaxinterp.ablation import as_value
+from jaxinterp.ablation.means import as_value
 
 LOOKS, WRITES = 0.25, 0.05  # attention to the name; share of the metric's fall by the direct path
 

@@ -9,6 +9,7 @@ place: the direction is what "The door is not open." has and "The door is now op
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import chapters
@@ -56,6 +57,7 @@ PAIRS = (
 STATED = "The {noun} is {word} {adjective}."
 ASKED = "The {noun} is {word} {adjective}. In other words, the {noun} is"
 DENIED = "The following is false. "
+Asked = tuple[list[str], ji.Metric]
 
 
 def main() -> None:
@@ -70,12 +72,18 @@ def main() -> None:
     made_of, left = (sorted(part) for part in np.array_split(order, 2))
     made, rest = ([sided[2 * i + k] for i in part for k in (0, 1)] for part in (made_of, left))
 
-    def opposite(texts: list[str]):
+    def opposite(texts: list[str]) -> ji.Metric:
         """The logit of the opposite adjective minus that of the one said, at the end."""
+        return fitting(texts, 1)
+
+    def fitting(texts: list[str], sign: Any) -> ji.Metric:
+        """The same times a sign [n], by which what fits is preferred."""
         said = {ASKED.format(noun=n, word=w, adjective=a): (a, b)
                 for n, a, b in sided for w in ("not", "now")}  # fmt: skip
         ends = [said[text.removeprefix(DENIED)] for text in texts]
-        ids = [[[tokenizer.single_token(f" {e[i]}")] for e in ends] for i in (1, 0)]
+        turns = zip(ends, np.broadcast_to(sign, len(ends)), strict=True)
+        fits = [(b, a) if turn > 0 else (a, b) for (a, b), turn in turns]
+        ids = [[[tokenizer.single_token(f" {word[i]}")] for word in fits] for i in (0, 1)]
         return ji.logit_diff(*ids)
 
     def written(template: str, some: list[tuple[str, str, str]], word: str) -> list[str]:
@@ -116,14 +124,18 @@ def main() -> None:
         "with `now` makes the model answer as if it had said `not`. `now` differs from `not` in "
         "more than negation, and these are short sentences of one form.", "",
     ]  # fmt: skip
-    asked_of = [(t, opposite(t)) for t in asked.values()]
+    # What the sentence calls for: the opposite after not, what was said after now.
+    sides = [(asked["not"], opposite(asked["not"])), (asked["now"], fitting(asked["now"], -1))]
     claim = ji.Claim(
-        f"{model.name} prefers the opposite adjective after a negated sentence by a direction that "
-        "tells not from now.",
+        f"{model.name} tells a negated sentence from one that is not by a direction: without it "
+        "both are completed alike.",
         model, task="The door is not open. In other words, the door is",
-        dataset=f"{len(rest)} sentences with adjectives that the direction was not made of",
+        dataset=f"{len(texts)} sentences with adjectives that the direction was not made of",
         components=["resid_post of every layer, one direction each"],
-        experiments=experiments(model, tokenizer, asked_of, direction, args),
+        experiments=experiments(
+            model, tokenizer, (texts, fitting(texts, np.repeat([1, -1], len(rest)))), sides,
+            direction, args,
+        ),
         limits=[
             "now differs from not in more than negation: the direction may hold what else does.",
             "Short sentences of one form; negation elsewhere was not tried.",
@@ -134,29 +146,35 @@ def main() -> None:
 
 
 def experiments(
-    model: ji.Model, tokenizer: Any, asked: list[tuple[list[str], ji.Metric]],
+    model: ji.Model, tokenizer: Any, asked: Asked, sides: Sequence[Asked],
     direction: directions.Direction, args: Any,
 ) -> list[ji.Experiment]:  # fmt: skip
-    """The direction projected out: of negated sentences, of the others, of unrelated text."""
-    (negated, opposite), (stated, same) = asked
+    """The direction projected out: of all sentences, of either kind, of unrelated text.
+
+    asked: the sentences, and the logit by which the fitting adjective is preferred.
+    """
+    (texts, fitting), prompts = asked, tokenizer(asked[0])
     random = directions.random_like(direction, args.placebos, args.seed)
     layers = np.arange(len(direction.vector))
     blocks = chapters.unrelated(tokenizer, 24)
     return [
-        ji.Experiment("projected out after one layer", "localization", tokenizer(negated),
+        ji.Experiment("projected out after one layer", "localization", prompts,
                       ji.project_out("resid_post", direction.vector[:, None, None], layer=layers),
-                      opposite, grid=True),
-        ji.Experiment("projected out after every layer", "effect", tokenizer(negated),
-                      direction.ablate(), opposite, texts=negated,
-                      note="The logit of the opposite adjective minus that of the one said."),
-        ji.Experiment(
-            f"random directions projected out, {args.placebos} draws", "control",
-            tokenizer(negated),
-            ji.project_out("resid_post", np.stack([d.vector[:, None, None] for d in random])),
-            opposite, grid=True,
+                      fitting, grid=True),
+        ji.Experiment("projected out after every layer", "effect", prompts, direction.ablate(),
+                      fitting, texts=texts,
+                      note="The logit of the fitting adjective minus that of its opposite: 0 on "
+                      "average where both kinds are completed alike."),
+        *(
+            ji.Experiment(f"the same, sentences with {word} alone", "localization", tokenizer(own),
+                          direction.ablate(), metric)
+            for word, (own, metric) in zip(("not", "now"), sides, strict=True)
         ),
-        ji.Experiment("projected out, sentences with now", "specificity", tokenizer(stated),
-                      direction.ablate(), same, margin=0.5),
+        ji.Experiment(
+            f"random directions projected out, {args.placebos} draws", "control", prompts,
+            ji.project_out("resid_post", np.stack([d.vector[:, None, None] for d in random])),
+            fitting, grid=True,
+        ),
         ji.Experiment("projected out, unrelated text", "specificity", blocks, direction.ablate(),
                       ji.cross_entropy(), margin=0.1, note="Blocks of 32 tokens of WikiText-2."),
     ]  # fmt: skip
