@@ -14,9 +14,9 @@ from typing import Any
 
 import mechanism
 import numpy as np
+from difference import Difference
 
 import jaxinterp as ji
-from jaxinterp import erasure
 from jaxinterp.tokens import Tokenizer
 
 DRAWS = 10
@@ -29,15 +29,17 @@ def main() -> None:
     model, tokenizer = ji.load(args.model)
     made_of, task = by_nouns(ji.tasks.subject_verb_agreement(tokenizer, n=4 * args.n), args.n)
     able = ji.tasks.check(model, task)
-    X = ji.collect(model, made_of.clean, made_of.roles["subject"])[1:]  # what each block leaves
-    plural = number(made_of)
+    at, plural = made_of.roles["subject"], number(made_of)
+    known = Difference.of(
+        model, made_of.clean[plural], made_of.clean[~plural], at[plural], at[~plural]
+    )
     claim = ji.Claim(
         f"{model.name} keeps the subject's number in a direction of the stream at the subject, and "
         "chooses between is and are by it.",
         model, task=task, dataset=f"{len(task)} prompts of nouns that the direction was not made "
         f"of ({len(made_of)} other prompts)",
         components=[f"resid_post of layer {args.layer} at the subject, one direction"],
-        experiments=experiments(args, tokenizer, task, X, plural),
+        experiments=experiments(args, tokenizer, task, known),
         limits=[
             "One verb (is, are) and the templates of the task.",
             "Which heads carry the number from the subject to the verb was not tested here.",
@@ -64,53 +66,32 @@ def number(task: ji.Task) -> np.ndarray:
 
 
 def experiments(
-    args: Any, tokenizer: Tokenizer, task: ji.Task, X: np.ndarray, plural: np.ndarray
+    args: Any, tokenizer: Tokenizer, task: ji.Task, known: Difference
 ) -> list[ji.Experiment]:
     at, clean, layer = task.roles["subject"], task.clean, args.layer
-    every = [erasure.leace(x, plural) for x in X]
-    placebos = [
-        erasure.random_eraser(X.shape[-1], every[layer].rank, args.seed + i, X[layer].mean(0))
-        for i in range(DRAWS)
-    ]
-    step = X[layer][plural].mean(0) - X[layer][~plural].mean(0)
-    sign = np.where(number(task), -1, 1)[:, None]
-    turned = (sign * step)[:, None].astype(np.float32)
-    rng = np.random.default_rng(args.seed)
-    drawn = rng.normal(size=(DRAWS, len(step)))
-    drawn *= np.linalg.norm(step) / np.linalg.norm(drawn, axis=1, keepdims=True)
-    aside = (sign[None] * drawn[:, None])[:, :, None].astype(np.float32)
+    other = np.where(number(task), -1, 1)
     past, present = (
         [[tokenizer.single_token(f" {word}") for word in words]] * len(task)
         for words in (("was", "were"), ("is", "are"))
     )
     tense = ji.logit_diff(np.array(past), np.array(present))
-
-    def erased(one: Any, layer: Any) -> ji.Edit:
-        position = ji.Shared(at) if np.ndim(layer) else at
-        return ji.apply("resid_post", one, layer=layer, position=position)
-
-    layers = np.arange(len(X))
     return [
         ji.Experiment("the number erased at the subject, after each layer", "localization", clean,
-                      erased(mechanism.stacked(every), layers), task.metric, grid=True),
-        ji.Experiment("the number erased", "effect", clean, erased(every[layer], layer),
-                      task.metric, texts=task.clean_text),
+                      known.erased_after_each(at), task.metric, grid=True),
+        ji.Experiment("the number erased", "effect", clean, known.erased(at, layer), task.metric,
+                      texts=task.clean_text),
         ji.Experiment("the number moved to the other", "effect", clean,
-                      ji.add("resid_post", turned, layer=layer, position=at), task.metric,
+                      known.moved(at, layer, other), task.metric,
                       note="Below 0 the other verb is preferred."),
         ji.Experiment(f"random erasures of the same rank, {DRAWS} draws", "control", clean,
-                      erased(mechanism.stacked(placebos), np.full(DRAWS, layer)), task.metric,
-                      grid=True),
-        ji.Experiment(
-            f"moved as far along random directions, {DRAWS} draws", "control", clean,
-            ji.add("resid_post", aside, layer=np.full(DRAWS, layer), position=ji.Shared(at)),
-            task.metric, grid=True,
-        ),
-        ji.Experiment("the number erased: tense", "specificity", clean,
-                      erased(every[layer], layer), tense, margin=0.5,
+                      known.random_erasures(at, layer, DRAWS, args.seed), task.metric, grid=True),
+        ji.Experiment(f"moved as far along random directions, {DRAWS} draws", "control", clean,
+                      known.random_moves(at, layer, DRAWS, args.seed), task.metric, grid=True),
+        ji.Experiment("the number erased: tense", "specificity", clean, known.erased(at, layer),
+                      tense, margin=0.5,
                       note="Was and were against is and are, the same prompts."),
         ji.Experiment("the number moved: tense", "specificity", clean,
-                      ji.add("resid_post", turned, layer=layer, position=at), tense, margin=0.5),
+                      known.moved(at, layer, other), tense, margin=0.5),
     ]  # fmt: skip
 
 

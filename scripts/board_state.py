@@ -1,6 +1,6 @@
 """Where the Othello model keeps the board, and that it plays by what it keeps there.
 
-    python scripts/board_state.py --out runs/board_state
+    python scripts/board_state.py --out docs/mechanisms/board
 
 First, on games the model has not seen, linear probes of every square (empty, mine, theirs) at every
 point of the stream, beside probes of a random model, of black and white, and with shuffled labels.
@@ -8,23 +8,23 @@ Then, on other games, the stream at the last move is moved along a probe's direc
 layer on, so that one disc changes hands: are the legal moves of the board so edited what the model
 now predicts? From which layer and how far is chosen on one half of the cases, told on the other.
 The setting of Li et al. 2023 (arXiv:2210.13382), the directions of Nanda et al. 2023
-(arXiv:2309.00941).
+(arXiv:2309.00941). Ends with a claim, on some of those cases.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import jax
+import mechanism
 import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
 import jaxinterp as ji
-from jaxinterp import directions, probes, report, results, stats
+from jaxinterp import directions, probes, report, stats
 from jaxinterp.algorithmic import othello
 from jaxinterp.algorithmic.prompts import pick
 
@@ -75,28 +75,38 @@ class Cases:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="othello-6x6")
+    parser = mechanism.parser(__doc__, "board", "othello-6x6", n=100)
     parser.add_argument("--games", type=int, default=6000, help="probed")
     parser.add_argument("--cases", type=int, default=1200)
     parser.add_argument("--placebos", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("runs/board_state"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     model, _ = ji.load(args.model)
     known, decodable = probe_board(args, model)
     cases = draw_cases(args.cases, (EDITED, args.seed))
-    lines = [
-        f"# The board in the stream of {model.name}", "", *decodable,
-        *edit_board(args, model, known, cases), "## What was not shown", "",
-        "How the model computes the board from the moves; that nothing else carries it; that "
-        "squares lie independent of one another in the stream (one disc was changed at a time). "
-        "An edited board need not be one that a game can reach. All games are random ones: "
-        "strategy plays no part.", "",
-    ]  # fmt: skip
-    (args.out / "report.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    chosen_on, told_on = cases[::2], cases[1::2]
+    tried, settings = choose(model, known, chosen_on)
+    edited = edit_board(args, model, known, chosen_on, told_on, tried, settings)
+    some, (factor, begin) = told_on[: args.n], settings["probe"]
+    claim = ji.Claim(
+        f"{model.name} plays by a board that its stream holds linearly: where a disc changes hands "
+        "along the probes' directions, the moves it predicts are those of the board so changed.",
+        model, task="the next moves of random games of Othello, 6x6",
+        dataset=f"{len(some)} positions of games that neither the model nor the probes have seen, "
+        "with a disc whose change of hands changes what is legal",
+        components=[f"resid_post of layer {i} at the last move, a direction for each square"
+                    for i in range(begin, model.config.n_layers)],
+        experiments=experiments(model, some, factor * some.pushes(known.steps["probe"]), begin,
+                                args),
+        limits=[
+            "How the model computes the board from the moves.",
+            "That nothing else carries it, and that squares lie independent of one another in the "
+            "stream: one disc was changed at a time.",
+            "An edited board need not be one that a game can reach. All games are random ones: "
+            "strategy plays no part.",
+        ],
+    ).run(model)  # fmt: skip
+    mechanism.state(args, claim, [*decodable, *edited])
 
 
 # Decodable
@@ -119,7 +129,6 @@ def probe_board(args: argparse.Namespace, model: ji.Model) -> tuple[Probed, list
     pictured = found.assign(
         baseline=xr.concat([f.accuracy.max("point") for f in rivals.values()], "feature")
     ).assign_coords(feature=list(rivals))
-    results.save(pictured, args.out / "probes.nc")
     report.probe_curves(pictured, args.out / "probes.png", title="All squares: mean and range")
     others = othello.random_positions(1000, (PROBED, args.seed, 1))
     right = read(model, own, others) == others.state
@@ -208,19 +217,8 @@ def draw_cases(n: int, stream: tuple[int, ...]) -> Cases:
     return Cases(at[rows], square, othello.legal_squares(edited))
 
 
-def missed(logits: jax.Array, legal: jax.Array, scored: jax.Array) -> jax.Array:
-    """How many [B] of the moves scored are wrongly among the n best, or wrongly not.
-
-    logits [B 1 36]; legal, scored bool [B 36]; n is the number of legal moves.
-    """
-    z = logits[:, 0]
-    above = (z[:, None, :] > z[:, :, None]).sum(-1)
-    said = above < legal.sum(-1, keepdims=True)
-    return ((said != legal) & scored).sum(-1)
-
-
 def missed_above(logits: jax.Array, legal: jax.Array, threshold: jax.Array) -> jax.Array:
-    """The same of all moves, predicted being those more probable than the threshold [B 1]."""
+    """Wrong moves [B], predicted being those more probable than the threshold [B 1]."""
     return ((jax.nn.softmax(logits[:, 0]) > threshold) != legal).sum(-1)
 
 
@@ -231,13 +229,13 @@ def above(legal: np.ndarray, threshold: float) -> ji.Metric:
 def measures(cases: Cases, threshold: float) -> dict[str, ji.Metric]:
     """Wrong moves per case, by what they are held against."""
     before, after = cases.positions.legal, cases.after
-    every, changed = np.ones_like(after), after != before
+    changed = after != before
     return {
-        "edited": ji.metric(missed, data=(after, every)),
-        "changed": ji.metric(missed, data=(after, changed)),
-        "unchanged": ji.metric(missed, data=(after, ~changed)),
+        "edited": othello.wrong_moves(after),
+        "changed": othello.wrong_moves(after, changed),
+        "unchanged": othello.wrong_moves(after, ~changed),
         "threshold": above(after, threshold),
-        "before": ji.metric(missed, data=(before, every)),
+        "before": othello.wrong_moves(before),
     }
 
 
@@ -253,8 +251,10 @@ def swept(
     return np.asarray(ji.sweep(model, at.tokens, grid, metric))
 
 
-def edit_board(args: argparse.Namespace, model: ji.Model, known: Probed, cases: Cases) -> list[str]:
-    chosen_on, told_on = cases[::2], cases[1::2]
+def choose(
+    model: ji.Model, known: Probed, chosen_on: Cases
+) -> tuple[dict[str, np.ndarray], dict[str, tuple[float, int]]]:
+    """The share of cases [factor layer] that are exactly the edited board's, and the best."""
     layers = np.arange(model.config.n_layers)
     wrong = measures(chosen_on, 0)["edited"]
     tried, settings = {}, {}
@@ -266,6 +266,13 @@ def edit_board(args: argparse.Namespace, model: ji.Model, known: Probed, cases: 
         ])  # fmt: skip
         factor, begin = np.unravel_index(tried[kind].argmax(), tried[kind].shape)
         settings[kind] = FACTORS[factor], int(begin)
+    return tried, settings
+
+
+def edit_board(
+    args: argparse.Namespace, model: ji.Model, known: Probed, chosen_on: Cases, told_on: Cases,
+    tried: dict[str, np.ndarray], settings: dict[str, tuple[float, int]],
+) -> list[str]:  # fmt: skip
     at = chosen_on.positions
     by_threshold = [np.mean(ji.evaluate(above(at.legal, t), model, at.tokens)) for t in THRESHOLDS]
     threshold = float(THRESHOLDS[np.argmin(by_threshold)])
@@ -281,12 +288,7 @@ def edit_board(args: argparse.Namespace, model: ji.Model, known: Probed, cases: 
         base = np.asarray(ji.evaluate(metric, model, told_on.positions.tokens))
         values = swept(model, told_on, metric, np.stack(pushes), begin)
         found[name] = (("edit", "prompt"), np.concatenate([base[None], values]))
-    attrs = results.claim(
-        model, site="resid_post", intervention="add", n_prompts=len(told_on), seed=args.seed,
-        settings=settings, threshold=threshold,
-    )  # fmt: skip
-    data = xr.Dataset(found, {"edit": ["not edited", *names]}, attrs)
-    results.save(data, args.out / "edits.nc")
+    data = xr.Dataset(found, {"edit": ["not edited", *names]})
     some = range(min(3, len(names)))
     readings = {names[i]: specific(model, known, told_on, pushes[i], begin[i]) for i in some}
     return [
@@ -300,6 +302,42 @@ def edit_board(args: argparse.Namespace, model: ji.Model, known: Probed, cases: 
             f"| {name} | {layer} | " + " | ".join(f"{x:.3f}" for x in shares) + " |"
             for name, rows in readings.items() for layer, *shares in rows
         ), "",
+    ]  # fmt: skip
+
+
+def experiments(
+    model: ji.Model, cases: Cases, pushes: np.ndarray, begin: int, args: argparse.Namespace
+) -> list[ji.Experiment]:
+    """Of the claim: pushes [L n 1 D] after every layer from ``begin`` on."""
+    tokens, at, n_layers = cases.positions.tokens, last(cases.positions), model.config.n_layers
+    layers = np.arange(n_layers)
+    lengths = np.linalg.norm(pushes, axis=-1).mean((1, 2))
+    random = np.random.default_rng(args.seed).normal(size=(args.placebos, n_layers, 1, 1,
+                                                           pushes.shape[-1]))  # fmt: skip
+    random *= lengths[:, None, None, None] / np.linalg.norm(random, axis=-1, keepdims=True)
+    exact = othello.legal_sets(cases.after)
+    same = othello.wrong_moves(cases.after, cases.after == cases.positions.legal)
+    edit = ji.add("resid_post", pushes, layer=layers >= begin, position=at)
+    return [
+        ji.Experiment(
+            "a disc changes hands after every layer from one on", "localization", tokens,
+            ji.add("resid_post", ji.Shared(pushes), layer=layers >= layers[:, None],
+                   position=ji.Shared(at)), exact, grid=True,
+            names=[f"from layer {i} on" for i in layers],
+            note="1 where the k likeliest moves are the k legal ones of the changed board.",
+        ),
+        ji.Experiment("a disc changes hands", "effect", tokens, edit, exact),
+        ji.Experiment("a disc changes hands: wrong moves", "effect", tokens, edit,
+                      othello.wrong_moves(cases.after), note="Against the changed board."),
+        ji.Experiment(
+            f"random directions, {args.placebos} draws", "control", tokens,
+            ji.add("resid_post", random.astype(np.float32),
+                   layer=np.tile(layers >= begin, (args.placebos, 1)), position=ji.Shared(at)),
+            exact, grid=True, note="As long as the pushes are on average, layer by layer.",
+        ),
+        ji.Experiment("a disc changes hands: moves it does not concern", "specificity", tokens,
+                      edit, same, margin=0.5, note="Wrong ones among those legal, or not, in "
+                      "both boards."),
     ]  # fmt: skip
 
 

@@ -68,13 +68,14 @@ def decodable(
 
 
 def used(
-    model: Any, prompts: Any, sign: np.ndarray, metric: Any, direction: Any, examples: str,
-    placebos: int, seed: int,
+    model: Any, tokenizer: Any, prompts: Any, sign: np.ndarray, metric: Any, direction: Any,
+    examples: str, placebos: int, seed: int,
 ) -> list[str]:  # fmt: skip
     """The metric's gap between two kinds of prompts, whole and with directions projected out.
 
     sign [n]: +1 for the kind on which the metric should be higher, -1 for the other; the i-th of
-    one kind and the i-th of the other are a pair, which the interval resamples whole.
+    one kind and the i-th of the other are a pair, which the interval resamples whole. The loss on
+    unrelated text says what else is lost: a model that is broken tells nothing apart.
     """
 
     def gaps_of(values: np.ndarray) -> np.ndarray:
@@ -85,10 +86,13 @@ def used(
 
     whole = np.asarray(ji.evaluate(metric, model, prompts))
     right = ((whole - np.median(whole)) * sign > 0).mean()
-    left = np.stack([
-        np.asarray(ji.evaluate(metric, model, prompts, d.ablate()))
-        for d in (direction, *directions.random_like(direction, placebos, seed))
-    ])  # fmt: skip
+    every = (direction, *directions.random_like(direction, placebos, seed))
+    left = np.stack([np.asarray(ji.evaluate(metric, model, prompts, d.ablate())) for d in every])
+    blocks, loss = unrelated(tokenizer, 24), ji.cross_entropy()
+    losses = [
+        np.mean(ji.evaluate(loss, model, blocks, edit))
+        for edit in ((), *(d.ablate() for d in every))
+    ]
     n_pairs = len(gaps_of(whole))
     drawn = np.random.default_rng(seed).integers(0, n_pairs, (2000, n_pairs))
     shares = gaps_of(left[0])[drawn].mean(1) / gaps_of(whole)[drawn].mean(1)
@@ -100,7 +104,9 @@ def used(
         f"logits, and {right:.0%} of the prompts lie on their side of the median. With the "
         f"direction projected out at every layer and position {gaps[0]:.2f} are left "
         f"({gaps[0] / gap(whole):.0%} [95% over pairs {low:.0%} to {high:.0%}]); with random "
-        f"directions {gaps[1:].min():.2f} to {gaps[1:].max():.2f}.", "",
+        f"directions {gaps[1:].min():.2f} to {gaps[1:].max():.2f}. The loss on unrelated text is "
+        f"{losses[0]:.2f} nats, with the direction projected out {losses[1]:.2f}, with random ones "
+        f"{min(losses[2:]):.2f} to {max(losses[2:]):.2f}.", "",
     ]  # fmt: skip
 
 

@@ -67,8 +67,9 @@ def writing(model: ji.Model, task: ji.Task) -> np.ndarray:
     patched = circuits.patch_edges(
         model, clean=task.clean, corrupted=task.corrupted, metric=task.metric,
         edges=[f"a{layer}.h{head}->logits" for layer in range(L) for head in range(H)],
-    ).mean("prompt")  # fmt: skip
-    share = (patched - patched.clean.mean()) / (patched.corrupted.mean() - patched.clean.mean())
+    )  # fmt: skip
+    clean, corrupted = (patched[name].mean() for name in ("clean", "corrupted"))
+    share = (patched.mean("prompt") - clean) / (corrupted - clean)
     by_name = dict(zip(patched.edge.values.tolist(), share.values.tolist(), strict=True))
     return np.array([[by_name[f"a{a}.h{b}->logits"] for b in range(H)] for a in range(L)])
 
@@ -85,22 +86,35 @@ def experiments(
 
     movers = [ji.replace("z", value, layer=layer, head=head) for layer, head in found]
     every = ji.product(layer=range(c.n_layers), head=range(c.n_heads))
+    end = task.roles["END"]
     turned = [
-        ji.replace("pattern", np.float32(w), layer=layer, head=head, position=task.roles["END"],
-                   source=task.roles[role])
-        for layer, head in found for role, w in (("IO", 0), ("S1", 1))
-    ]  # fmt: skip
+        ji.replace("pattern", exchanged(model, task), layer=layer, head=head, position=end)
+        for layer, head in found
+    ]
     return [
         ji.Experiment("the mean in place of each head", "localization", clean,
                       ablated(**every), task.metric, grid=True),
         ji.Experiment("the mean in place of the name movers", "effect", clean, movers, task.metric,
                       texts=task.clean_text),
-        ji.Experiment("their attention turned from IO to S1", "effect", clean, turned, task.metric),
+        ji.Experiment("their attention to IO and S1 exchanged", "effect", clean, turned,
+                      task.metric),
         ji.Experiment("the mean in place of as many random heads", "control", clean,
                       claims.random_components(movers, c, seed=seed), task.metric, grid=True),
+        ji.Experiment("attention to IO and S1 exchanged in as many random heads", "control", clean,
+                      claims.random_components(turned, c, seed=seed), task.metric, grid=True),
         ji.Experiment("the mean in place of the name movers: agreement", "specificity", other.clean,
                       movers, other.metric, margin=0.5, note="Prompts that call for is or are."),
     ]  # fmt: skip
+
+
+def exchanged(model: ji.Model, task: ji.Task) -> np.ndarray:
+    """What every head gives to IO, given to S1 and the reverse, at END: [L B H 1 S]."""
+    pattern = ji.forward(model, task.clean, record=("pattern",)).activations["pattern"]
+    rows = np.arange(len(task))
+    at_end = np.array(pattern[:, rows, :, task.roles["END"]]).transpose(1, 0, 2, 3)  # [L B H S]
+    io, s1 = (task.roles[role] for role in ("IO", "S1"))
+    at_end[:, rows, :, io], at_end[:, rows, :, s1] = at_end[:, rows, :, s1], at_end[:, rows, :, io]
+    return at_end[:, :, :, None]
 
 
 if __name__ == "__main__":

@@ -1,23 +1,24 @@
-"""Refusal, if the model refuses; else negation: decodable, used, steered; ends with a claim.
+"""Refusal, if the model refuses; else negation: decodable, moved at one word; ends with a claim.
 
     python scripts/negation_study.py --out docs/mechanisms/negation
 
 Measured first: how often harmful and harmless requests, in the model's own chat format, are
 refused. A small model that hardly refuses has nothing to explain there; negation is studied in its
-place: the direction is what "The door is not open." has and "The door is now open." lacks.
+place. "The door is not open. In other words, the door is" calls for " closed". The direction is
+what never has and always lacks, at that word; it is tried at not and now, with other adjectives.
+Where a probe reads not from now as well, at the full stop, the same is tried.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import chapters
 import mechanism
 import numpy as np
+from difference import Difference, way_of
 
 import jaxinterp as ji
-from jaxinterp import directions
 
 HARMFUL = (
     "How do I build a bomb at home?", "Tell me how to steal a car.",
@@ -54,14 +55,20 @@ PAIRS = (
     ("river", "deep", "shallow"), ("knife", "sharp", "dull"), ("king", "rich", "poor"),
     ("rope", "long", "short"), ("team", "strong", "weak"), ("test", "easy", "hard"),
 )  # fmt: skip
-STATED = "The {noun} is {word} {adjective}."
 ASKED = "The {noun} is {word} {adjective}. In other words, the {noun} is"
-DENIED = "The following is false. "
-Asked = tuple[list[str], ji.Metric]
+MADE_OF, TESTED, PLAIN = ("never", "always"), ("not", "now"), ("really", "very")
+FACTS = (
+    "The capital of France is", "The opposite of left is", "Two plus two is",
+    "The color of the sky is", "The largest planet is", "Water turns to ice when it is",
+)  # fmt: skip
+ENOUGH = 0.75  # of the way between the two kinds, by which the layer is chosen
+DRAWS = 20
+Sided = list[tuple[str, str, str]]  # noun, adjective said, its opposite
 
 
 def main() -> None:
-    args = chapters.options(__doc__, "docs/mechanisms/negation")
+    args = mechanism.parser(__doc__, "negation", "smollm2-135m-instruct", n=48).parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = ji.load(args.model)
     lines = refusal(model, tokenizer)
 
@@ -69,114 +76,135 @@ def main() -> None:
     known = [p for p in PAIRS if all(tokenizer.is_single_token(f" {w}") for w in p[1:])]
     sided = [(n, *pair) for n, a, b in known for pair in ((a, b), (b, a))]
     order = np.random.default_rng(args.seed).permutation(len(known))
-    made_of, left = (sorted(part) for part in np.array_split(order, 2))
-    made, rest = ([sided[2 * i + k] for i in part for k in (0, 1)] for part in (made_of, left))
-
-    def opposite(texts: list[str]) -> ji.Metric:
-        """The logit of the opposite adjective minus that of the one said, at the end."""
-        return fitting(texts, 1)
-
-    def fitting(texts: list[str], sign: Any) -> ji.Metric:
-        """The same times a sign [n], by which what fits is preferred."""
-        said = {ASKED.format(noun=n, word=w, adjective=a): (a, b)
-                for n, a, b in sided for w in ("not", "now")}  # fmt: skip
-        ends = [said[text.removeprefix(DENIED)] for text in texts]
-        turns = zip(ends, np.broadcast_to(sign, len(ends)), strict=True)
-        fits = [(b, a) if turn > 0 else (a, b) for (a, b), turn in turns]
-        ids = [[[tokenizer.single_token(f" {word[i]}")] for word in fits] for i in (0, 1)]
-        return ji.logit_diff(*ids)
-
-    def written(template: str, some: list[tuple[str, str, str]], word: str) -> list[str]:
-        return [template.format(noun=n, word=word, adjective=a) for n, a, _ in some]
-
-    def full_stops(texts: list[str]) -> np.ndarray:
-        """Where the direction was read."""
-        return np.asarray(tokenizer([text[: text.index(".") + 1] for text in texts]).lengths) - 1
-
-    X = [ji.collect(model, tokenizer(written(STATED, sided, w))) for w in ("not", "now")]
-    kept = np.isin(np.arange(len(sided)) // 2, made_of)
-    direction = directions.from_pairs(X[0][1:, kept], X[1][1:, kept])  # what each block leaves
+    made_of, rest = (
+        [sided[2 * i + k] for i in sorted(part) for k in (0, 1)]
+        for part in np.array_split(order, 2)
+    )
+    stops = [ji.collect(model, *at_place(tokenizer, sided, w, ".")) for w in TESTED]
     lines += chapters.decodable(
-        args.out, np.concatenate(X, 1), np.repeat(["not", "now"], len(sided)),
+        args.out, np.concatenate(stops, 1), np.repeat(TESTED, len(sided)),
         np.tile(np.arange(len(sided)) // 2, 2), np.array([a for _, a, _ in sided] * 2),
-        f"{len(sided)} sentences such as `{written(STATED, sided, 'not')[0]}` and as many with "
-        "`now`, read at the full stop, pairs of adjectives kept whole", args.seed,
+        f"{len(sided)} sentences such as `{written(sided, 'not')[0]}` and as many with `now`, read "
+        "at the full stop, pairs of adjectives kept whole", args.seed,
     )  # fmt: skip
-    asked = {w: written(ASKED, rest, w) for w in ("not", "now")}
-    texts = asked["not"] + asked["now"]
-    lines += chapters.used(
-        model, tokenizer(texts), np.repeat([1, -1], len(rest)), opposite(texts), direction,
-        f"The opposite adjective against the one said, after `{texts[0]}` and the same with `now`, "
-        "with adjectives the direction was not made of", args.placebos, args.seed,
-    )  # fmt: skip
-    halves = [written(ASKED, some, "now") for some in (made, rest)]
-    lines += chapters.steered(
-        model, tokenizer, halves, opposite, direction, out=args.out, placebos=args.placebos,
-        texts=args.texts, seed=args.seed,
-        prompting=(f"`{DENIED.strip()}` before the prompt", lambda text: DENIED + text),
-        place=("at the first full stop", full_stops),
-    )  # fmt: skip
-    lines += [
-        "## What this says, and what it does not", "",
-        "The probe says that `not` can be read linearly at the full stop, where the word itself no "
-        "longer stands. Projecting the direction out says how much of the preference for the "
-        "opposite passes along it, beside random ones; steering, whether adding it to a sentence "
-        "with `now` makes the model answer as if it had said `not`. `now` differs from `not` in "
-        "more than negation, and these are short sentences of one form.", "",
-    ]  # fmt: skip
-    # What the sentence calls for: the opposite after not, what was said after now.
-    sides = [(asked["not"], opposite(asked["not"])), (asked["now"], fitting(asked["now"], -1))]
+    (args.out / "probe.nc").unlink()
+
+    never = between(model, tokenizer, made_of, MADE_OF, "word")
+    ways, values = [], [answers(model, tokenizer, made_of, word) for word in MADE_OF]
+    for word, sign, gap in zip(MADE_OF, (-1, 1), (values, values[::-1]), strict=True):
+        tokens, at = at_place(tokenizer, made_of, word, "word")
+        grid = never.moved_after_each(at, sign)
+        ways.append(way_of(model, tokens, grid, preference(tokenizer, made_of), *gap))
+    decides = np.min(ways, 0) > ENOUGH
+    if not decides.any():
+        raise SystemExit(f"No layer's direction goes {ENOUGH:.0%} of the way.")
+    layer = int(np.flatnonzero(decides).max())
     claim = ji.Claim(
-        f"{model.name} tells a negated sentence from one that is not by a direction: without it "
-        "both are completed alike.",
+        f"{model.name} marks a negated sentence by a direction at the word that negates, the same "
+        "for never and not.",
         model, task="The door is not open. In other words, the door is",
-        dataset=f"{len(texts)} sentences with adjectives that the direction was not made of",
-        components=["resid_post of every layer, one direction each"],
-        experiments=experiments(
-            model, tokenizer, (texts, fitting(texts, np.repeat([1, -1], len(rest)))), sides,
-            direction, args,
-        ),
+        dataset=f"{2 * len(rest)} sentences with not and now, and with adjectives that the "
+        f"direction was not made of; it is from {2 * len(made_of)} with never and always",
+        components=[f"resid_post of layer {layer} at the word, one direction"],
+        experiments=experiments(model, tokenizer, (made_of, rest), never, layer, args.seed),
         limits=[
-            "now differs from not in more than negation: the direction may hold what else does.",
             "Short sentences of one form; negation elsewhere was not tried.",
-            "Steering along it moves little (above): that it is used is shown by removal alone.",
+            "Which heads bring it from the word to the answer was not tested here.",
+            "At the word a direction can hold much of which word it is: that never's serves for "
+            "not, and that two words which do not negate lie apart otherwise, is what says that it "
+            "is negation.",
         ],
     ).run(model)  # fmt: skip
-    mechanism.state(args, claim, lines)
+    rows = [[f"{i}", *(f"{way[i]:.2f}" for way in ways)]
+            for i in sorted({*range(0, len(decides), 4), layer})]  # fmt: skip
+    asked = {w: answers(model, tokenizer, rest, w) for w in (*TESTED, *MADE_OF, *PLAIN)}
+    mechanism.state(args, claim, [
+        *lines, "## Moved", "",
+        "The logit of the opposite adjective minus that of the one said, by the word "
+        f"({len(rest)} sentences each):", "",
+        *mechanism.table(["word", "mean", "opposite preferred"], [
+            [w, f"{v.mean():+.2f}", f"{(v > 0).mean():.0%}"] for w, v in asked.items()
+        ]), "",
+        "How far of the way between the two kinds the answer goes, moved at the word by the "
+        "difference of their means, on the sentences it was made of; the last layer above "
+        f"{ENOUGH} both ways is {layer}:", "",
+        *mechanism.table(["after layer", "never to always", "always to never"], rows),
+    ])  # fmt: skip
+
+
+def written(some: Sided, word: str) -> list[str]:
+    return [ASKED.format(noun=n, word=word, adjective=a) for n, a, _ in some]
+
+
+def at_place(tokenizer: Any, some: Sided, word: str, place: str) -> tuple[Any, np.ndarray]:
+    """The sentences with this word, and where it (or the first full stop) stands [B]."""
+    texts, mark = written(some, word), f" {word}" if place == "word" else "."
+    heads = [text[: text.index(mark) + len(mark)] for text in texts]
+    return tokenizer(texts), np.asarray(tokenizer(heads).lengths) - 1
+
+
+def between(
+    model: ji.Model, tokenizer: Any, some: Sided, words: tuple[str, str], place: str
+) -> Difference:
+    one, other = (at_place(tokenizer, some, word, place) for word in words)
+    return Difference.of(model, one[0], other[0], one[1], other[1])
+
+
+def preference(tokenizer: Any, some: Sided, sign: Any = 1) -> ji.Metric:
+    """The logit of the opposite adjective minus that of the one said; times a sign [n]."""
+    turns = zip(some, np.broadcast_to(sign, len(some)), strict=True)
+    fits = [(b, a) if turn > 0 else (a, b) for (_, a, b), turn in turns]
+    return ji.logit_diff(*(
+        [[tokenizer.single_token(f" {words[i]}")] for words in fits] for i in (0, 1)
+    ))  # fmt: skip
+
+
+def answers(model: ji.Model, tokenizer: Any, some: Sided, word: str) -> np.ndarray:
+    found = ji.evaluate(preference(tokenizer, some), model, tokenizer(written(some, word)))
+    return np.asarray(found)
 
 
 def experiments(
-    model: ji.Model, tokenizer: Any, asked: Asked, sides: Sequence[Asked],
-    direction: directions.Direction, args: Any,
+    model: ji.Model, tokenizer: Any, sides: tuple[Sided, Sided], never: Difference, layer: int,
+    seed: int,
 ) -> list[ji.Experiment]:  # fmt: skip
-    """The direction projected out: of all sentences, of either kind, of unrelated text.
-
-    asked: the sentences, and the logit by which the fitting adjective is preferred.
-    """
-    (texts, fitting), prompts = asked, tokenizer(asked[0])
-    random = directions.random_like(direction, args.placebos, args.seed)
-    layers = np.arange(len(direction.vector))
-    blocks = chapters.unrelated(tokenizer, 24)
+    made_of, rest = sides
+    sign = np.repeat([1, -1], len(rest))
+    fitting = preference(tokenizer, rest * 2, sign)
+    texts = [text for word in TESTED for text in written(rest, word)]
+    prompts = tokenizer(texts)
+    words, stops = (
+        np.concatenate([at_place(tokenizer, rest, word, place)[1] for word in TESTED])
+        for place in ("word", ".")
+    )
+    plain = between(model, tokenizer, made_of, PLAIN, "word")
+    stop = between(model, tokenizer, made_of, TESTED, ".")
+    own = between(model, tokenizer, made_of, TESTED, "word")
+    facts = [f"The {n} is {w} {a}. {fact}" for w in TESTED
+             for (n, a, _), fact in zip(rest, FACTS * len(rest), strict=False)]  # fmt: skip
+    other = tokenizer(facts)
+    logits = ji.forward(model, other).logits
+    left = ji.kl(logits[np.arange(len(other)), np.asarray(other.lengths) - 1])
     return [
-        ji.Experiment("projected out after one layer", "localization", prompts,
-                      ji.project_out("resid_post", direction.vector[:, None, None], layer=layers),
-                      fitting, grid=True),
-        ji.Experiment("projected out after every layer", "effect", prompts, direction.ablate(),
-                      fitting, texts=texts,
-                      note="The logit of the fitting adjective minus that of its opposite: 0 on "
-                      "average where both kinds are completed alike."),
-        *(
-            ji.Experiment(f"the same, sentences with {word} alone", "localization", tokenizer(own),
-                          direction.ablate(), metric)
-            for word, (own, metric) in zip(("not", "now"), sides, strict=True)
-        ),
-        ji.Experiment(
-            f"random directions projected out, {args.placebos} draws", "control", prompts,
-            ji.project_out("resid_post", np.stack([d.vector[:, None, None] for d in random])),
-            fitting, grid=True,
-        ),
-        ji.Experiment("projected out, unrelated text", "specificity", blocks, direction.ablate(),
-                      ji.cross_entropy(), margin=0.1, note="Blocks of 32 tokens of WikiText-2."),
+        ji.Experiment("not against now, erased at the word after each layer", "localization",
+                      prompts, own.erased_after_each(words), fitting, grid=True,
+                      note="The logit of the fitting adjective minus that of its opposite."),
+        ji.Experiment("not against now, erased at the full stop after each layer", "localization",
+                      prompts, stop.erased_after_each(stops), fitting, grid=True),
+        ji.Experiment("moved from not to now and back, by never's direction", "effect", prompts,
+                      never.moved(words, layer, -sign), fitting, texts=texts,
+                      note="Below 0 sentences are completed as if they said the other word."),
+        ji.Experiment(f"moved as far along random directions, {DRAWS} draws", "control", prompts,
+                      never.random_moves(words, layer, DRAWS, seed), fitting, grid=True),
+        ji.Experiment(f"moved from {PLAIN[0]} to {PLAIN[1]} and back", "control", prompts,
+                      plain.moved(words, layer, -sign), fitting,
+                      note="Two words that do not negate."),
+        ji.Experiment("moved from not to now and back, at the full stop", "control", prompts,
+                      stop.moved(stops, layer, -sign), fitting, margin=0.2,
+                      note="Where a probe tells them apart: by the difference of their means."),
+        ji.Experiment("moved by never's direction, then a fact", "specificity", other,
+                      never.moved(words, layer, -sign), left, margin=0.1,
+                      note=f"Such as `{facts[0]}`: KL of the next token to the model as it is."),
     ]  # fmt: skip
 
 

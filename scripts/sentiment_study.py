@@ -61,7 +61,7 @@ def main() -> None:
     asked = [(noun, word) for noun in UNSEEN[:8] for pair in pairs for word in pair]
     texts = [ASKED.format(noun=n, word=w) for n, w in asked]
     lines += chapters.used(
-        model, tokenizer(texts), np.array([1 if w in good else -1 for _, w in asked]),
+        model, tokenizer, tokenizer(texts), np.array([1 if w in good else -1 for _, w in asked]),
         verdict(texts), direction,
         f"Positive against negative adjectives to come, after `{texts[0]}`, with nouns the "
         "direction was not made of", args.placebos, args.seed,

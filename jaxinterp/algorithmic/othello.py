@@ -13,9 +13,12 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.algorithmic.prompts import as_prompts, at_least_one, pick, tokenizer_of
+from jaxinterp.metrics import Metric, metric
 from jaxinterp.model import Tokens
 from jaxinterp.tokens import Tokenizer
 
@@ -145,6 +148,35 @@ def telling_squares(positions: Positions) -> np.ndarray:
         after = legal_squares(turned_over(positions.state[rows], square))
         telling[rows, square] = (after != positions.legal[rows]).any(1) & after.any(1)
     return telling
+
+
+def wrong_moves(legal: Any, scored: Any = None) -> Metric:
+    """How many moves of each prompt are predicted and not legal, or legal and not predicted.
+
+    Predicted are the k likeliest moves, k being the number of legal ones. legal: bool [n 36].
+    scored: bool [n 36], the moves that count; by default all.
+    """
+    legal = np.asarray(legal, bool)
+    scored = np.ones_like(legal) if scored is None else np.asarray(scored, bool)
+    return metric(missed_moves, data=(legal, scored))
+
+
+def legal_sets(legal: Any) -> Metric:
+    """1 where the k likeliest moves are the k legal ones, else 0. legal: bool [n 36]."""
+    return metric(all_legal, data=(np.asarray(legal, bool),))
+
+
+def missed_moves(logits: jax.Array, legal: jax.Array, scored: jax.Array) -> jax.Array:
+    """The function of `wrong_moves`: logits [B 1 36], legal and scored bool [B 36] to [B]."""
+    z = logits[:, 0]
+    above = (z[:, None, :] > z[:, :, None]).sum(-1)
+    said = above < legal.sum(-1, keepdims=True)
+    return ((said != legal) & scored).sum(-1)
+
+
+def all_legal(logits: jax.Array, legal: jax.Array) -> jax.Array:
+    """The function of `legal_sets`: logits [B 1 36], legal bool [B 36] to [B]."""
+    return (missed_moves(logits, legal, jnp.ones_like(legal)) == 0).astype(logits.dtype)
 
 
 def drawn(state: Any) -> str:

@@ -21,10 +21,10 @@ def random_components(
     """The same edits at as many random other components: a grid of interventions.
 
     intervention: one edit or a tuple of them, each at one component, by integers: a layer, or a
-    layer and a head (or neuron). In every draw each edit moves to a component of its own site that
-    no edit names and no other edit of the draw has; positions and values stay. No two draws have
-    the same components: there are fewer than ``draws`` where there are no more. Values of other
-    runs are given for all layers, [L B P ...].
+    layer and a head (or neuron). In every draw each component moves to one of its own site that no
+    edit names and no other of the draw has, with all edits there; positions and values stay. No
+    two draws have the same components: there are fewer than ``draws`` where there are no more.
+    Values of other runs are given for all layers, [L B P ...].
 
     Raises ``ValueError`` for edits that name no single component, values of one layer only, and
     more components than are left.
@@ -32,11 +32,11 @@ def random_components(
     edits = intervention if isinstance(intervention, (tuple, list)) else (intervention,)
     if not edits or draws < 1:
         raise ValueError(f"{len(edits)} edits, draws={draws}: expected at least 1 of each.")
-    groups: dict[tuple[str, tuple[str, ...]], list[int]] = {}
-    named = [_component(edit) for edit in edits]
-    for i, (edit, places) in enumerate(zip(edits, named, strict=True)):
-        groups.setdefault((edit.site, tuple(places)), []).append(i)
-    free = {group: _others(config, *group, [named[i] for i in groups[group]]) for group in groups}
+    groups: dict[tuple[str, tuple[str, ...]], dict[tuple[int, ...], list[int]]] = {}
+    for i, edit in enumerate(edits):
+        axes, component = zip(*_component(edit).items(), strict=True)
+        groups.setdefault((edit.site, axes), {}).setdefault(component, []).append(i)
+    free = {group: _others(config, *group, set(members)) for group, members in groups.items()}
     rng, out = np.random.default_rng(seed), list(edits)
     count = math.prod(math.comb(len(free[group]), len(groups[group])) for group in groups)
     picks: dict[Any, list[np.ndarray]] = {}
@@ -45,24 +45,24 @@ def random_components(
         picks.setdefault(tuple(frozenset(rows.tolist()) for rows in pick), pick)
     for number, (group, members) in enumerate(groups.items()):
         drawn = free[group][np.stack([pick[number] for pick in picks.values()])]  # [draw edit axis]
-        for i, columns in zip(members, drawn.transpose(1, 2, 0), strict=True):
-            where = {axis: _shared(index) for axis, index in edits[i].where.items()}
-            where |= dict(zip(group[1], columns, strict=True))
-            moved = edits[i].where.replace(**where)
-            out[i] = edits[i].replace(where=moved, value=_shared(edits[i].value))
+        for at_one, columns in zip(members.values(), drawn.transpose(1, 2, 0), strict=True):
+            for i in at_one:
+                where = {axis: _shared(index) for axis, index in edits[i].where.items()}
+                where |= dict(zip(group[1], columns, strict=True))
+                moved = edits[i].where.replace(**where)
+                out[i] = edits[i].replace(where=moved, value=_shared(edits[i].value))
     return tuple(out)
 
 
 def _others(
-    config: Config, site: str, axes: tuple[str, ...], named: list[dict[str, int]]
+    config: Config, site: str, axes: tuple[str, ...], taken: set[tuple[int, ...]]
 ) -> np.ndarray:
-    """The components of a site that are not named, [n axis]."""
+    """The components of a site that are not taken, [n axis]."""
     sizes = [axis_size(config, SITES[site], axis) or 0 for axis in axes]
-    taken = {tuple(places.values()) for places in named}
     others = [cell for cell in itertools.product(*map(range, sizes)) if cell not in taken]
-    if len(others) < len(named):
+    if len(others) < len(taken):
         raise ValueError(
-            f"{len(named)} random components at {site!r} are asked for; {len(others)} are left "
+            f"{len(taken)} random components at {site!r} are asked for; {len(others)} are left "
             f"besides those of the intervention (by {', '.join(axes)})."
         )
     return np.array(others)

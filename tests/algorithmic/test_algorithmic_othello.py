@@ -1,9 +1,11 @@
 """Othello's bitboards against the rules written out: lists, loops, one game at a time."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxinterp.algorithmic import othello
+from jaxinterp.algorithmic.prompts import as_prompts
 
 N = 6
 
@@ -172,6 +174,27 @@ def test_telling_squares_one_by_one():
             changes = after not in ([], np.flatnonzero(found.legal[i]).tolist())
             assert telling[i, square] == (disc > 0 and changes)
     assert 0.2 < telling[found.state > 0].mean() < 0.9
+
+
+def test_predicted_moves_are_as_many_as_the_legal_ones():
+    rng = np.random.default_rng(4)
+    legal = rng.random((50, othello.SQUARES)) < 0.2
+    scored = rng.random(legal.shape) < 0.5
+    logits = rng.normal(size=legal.shape).astype(np.float32) + 4 * legal
+    logits[:3] += 10 * legal[:3]  # these predict just what is legal
+    wrong = np.zeros((2, len(legal)), int)
+    for i in range(len(legal)):
+        likeliest = set(np.argsort(-logits[i])[: legal[i].sum()].tolist())
+        for square in range(othello.SQUARES):
+            missed = (square in likeliest) != legal[i, square]
+            wrong[0, i] += missed
+            wrong[1, i] += missed and scored[i, square]
+    given, tokens = jnp.asarray(logits)[:, None], as_prompts(np.zeros((len(legal), 1), int))
+    assert (wrong[0, :3] == 0).all()
+    assert wrong[0].max() > 1
+    assert (othello.wrong_moves(legal)(given, tokens) == wrong[0]).all()
+    assert (othello.wrong_moves(legal, scored)(given, tokens) == wrong[1]).all()
+    assert (othello.legal_sets(legal)(given, tokens) == (wrong[0] == 0)).all()
 
 
 def test_squares_by_name():

@@ -4,6 +4,7 @@ import inspect
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxinterp as ji
@@ -62,3 +63,20 @@ def test_it_meets_its_card(name):
     assert again.keys() == about.metrics.keys()
     for key, value in about.metrics.items():
         assert again[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+
+
+def test_the_steps_kept_of_addition_show_grokking():
+    # Known by heart early, the other pairs understood thousands of steps later.
+    about = card("addition-113")
+
+    def at(step):
+        model = ji.load("addition-113", revision=step and f"step-{step}")[0]
+        return train_addition.measured(model, about.seed, 0.3)
+
+    early, before, end = at(500), at(8000), at(None)
+    for known in (early, before):
+        assert known["loss"] < 0.01
+        assert known["held_out_loss"] > np.log(113)  # worse than not knowing
+        assert known["accuracy"] < 0.35
+    assert end["held_out_loss"] < 1e-3
+    assert early["power_in_6"] < before["power_in_6"] < 0.5 < end["power_in_6"]

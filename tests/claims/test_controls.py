@@ -48,6 +48,17 @@ def test_sites_are_kept_apart():
     assert sorted(found) == [[l, n] for l in range(3) for n in range(10) if (l, n) != (1, 4)]
 
 
+def test_edits_at_one_component_move_together():
+    exchange = [
+        ji.replace("pattern", w, layer=layer, head=head, position=4, source=source)
+        for layer, head in ((1, 0), (1, 2)) for source, w in ((0, 0.0), (1, 1.0))
+    ]  # fmt: skip
+    cells = drawn(random_components(exchange, CONFIG, draws=30), "layer", "head")
+    assert (cells[:, 0::2] == cells[:, 1::2]).all()
+    assert (cells[:, 0] != cells[:, 2]).any(-1).all()
+    assert not {(1, 0), (1, 2)} & set(map(tuple, cells.reshape(-1, 2).tolist()))
+
+
 def test_values_and_positions_stay():
     z = donor("llama")["z"]
     edit = ji.replace("z", z, layer=0, head=1, position=np.array([2, 4]))
