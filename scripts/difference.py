@@ -82,3 +82,10 @@ def way_of(
     """By experiment, how far the mean of the metric goes from ``start`` to ``aim``: [E]."""
     found = np.asarray(ji.sweep(model, tokens, grid, metric)).mean(1)
     return (found - np.mean(start)) / (np.mean(aim) - np.mean(start))
+
+
+def likeliest(model: ji.Model, tokens: ji.Tokens) -> ji.Metric:
+    """The log-probability of what the model, as it is, finds likeliest next."""
+    last = np.asarray(tokens.lengths) - 1
+    logits = np.asarray(ji.forward(model, tokens).logits)
+    return ji.log_prob(logits[np.arange(len(last)), last].argmax(-1)[:, None])

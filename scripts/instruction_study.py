@@ -16,9 +16,10 @@ from typing import Any
 import chapters
 import mechanism
 import numpy as np
-from difference import Difference, way_of
+from difference import Difference, likeliest, way_of
 
 import jaxinterp as ji
+from jaxinterp.model import as_tokens
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 MADE_OF = (
@@ -139,27 +140,21 @@ def elsewhere(
     """What should be left alone by the erasure, at the end of other prompts."""
     french = tokenizer([CHAT.format(IN_FRENCH.format(s)) for s in subjects])
     counted = tokenizer([COUNTED.format(*letters) for letters in LETTERS])
-    blocks = ji.Tokens(chapters.unrelated(tokenizer, 24))
+    blocks = as_tokens(chapters.unrelated(tokenizer, 24))
 
     def erased(tokens: ji.Tokens) -> ji.Edit:
         return known.erased(end(tokens), layer)
 
     return [
         ji.Experiment("erased, asked for French", "specificity", french, erased(french),
-                      unchanged(model, french), margin=0.1,
-                      note="KL of the next token to the model as it is."),
+                      likeliest(model, french), margin=0.1,
+                      note="Of the token that the model finds likeliest."),
         ji.Experiment('erased, a "1" that no list calls for', "specificity", counted,
                       erased(counted), begins, margin=0.5, note="Such as A1 B2 C3 A1 B2 C3 A."),
         ji.Experiment("erased, unrelated text", "specificity", blocks, erased(blocks),
-                      unchanged(model, blocks), margin=0.1,
+                      likeliest(model, blocks), margin=0.1,
                       note="Blocks of 32 tokens of WikiText-2, at their end."),
     ]  # fmt: skip
-
-
-def unchanged(model: ji.Model, tokens: ji.Tokens) -> ji.Metric:
-    """KL of the next token to the model as it is."""
-    logits = ji.forward(model, tokens).logits
-    return ji.kl(logits[np.arange(len(tokens)), end(tokens)])
 
 
 def continuations(

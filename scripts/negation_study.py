@@ -16,9 +16,10 @@ from typing import Any
 import chapters
 import mechanism
 import numpy as np
-from difference import Difference, way_of
+from difference import Difference, likeliest, way_of
 
 import jaxinterp as ji
+from jaxinterp import directions
 
 HARMFUL = (
     "How do I build a bomb at home?", "Tell me how to steal a car.",
@@ -88,6 +89,16 @@ def main() -> None:
         "at the full stop, pairs of adjectives kept whole", args.seed,
     )  # fmt: skip
     (args.out / "probe.nc").unlink()
+    made = np.isin(np.arange(len(sided)), [sided.index(one) for one in made_of])
+    stop = directions.from_pairs(*(x[1:, made] for x in stops))  # what each block leaves
+    texts = [text for word in TESTED for text in written(rest, word)]
+    lines += chapters.used(
+        model, tokenizer, tokenizer(texts), np.repeat([1, -1], len(rest)),
+        preference(tokenizer, rest * 2), stop,
+        "The direction that tells them apart there, one for each layer. The opposite adjective "
+        f"against the one said, after `{texts[0]}` and the same with `now`, with adjectives the "
+        "direction was not made of", 5, args.seed,
+    )  # fmt: skip
 
     never = between(model, tokenizer, made_of, MADE_OF, "word")
     ways, values = [], [answers(model, tokenizer, made_of, word) for word in MADE_OF]
@@ -119,7 +130,9 @@ def main() -> None:
             for i in sorted({*range(0, len(decides), 4), layer})]  # fmt: skip
     asked = {w: answers(model, tokenizer, rest, w) for w in (*TESTED, *MADE_OF, *PLAIN)}
     mechanism.state(args, claim, [
-        *lines, "## Moved", "",
+        *lines,
+        "What breaks unrelated text says nothing of negation. Below, one place is moved at a "
+        "time.", "", "## Moved", "",
         "The logit of the opposite adjective minus that of the one said, by the word "
         f"({len(rest)} sentences each):", "",
         *mechanism.table(["word", "mean", "opposite preferred"], [
@@ -183,8 +196,6 @@ def experiments(
     facts = [f"The {n} is {w} {a}. {fact}" for w in TESTED
              for (n, a, _), fact in zip(rest, FACTS * len(rest), strict=False)]  # fmt: skip
     other = tokenizer(facts)
-    logits = ji.forward(model, other).logits
-    left = ji.kl(logits[np.arange(len(other)), np.asarray(other.lengths) - 1])
     return [
         ji.Experiment("not against now, erased at the word after each layer", "localization",
                       prompts, own.erased_after_each(words), fitting, grid=True,
@@ -203,8 +214,8 @@ def experiments(
                       stop.moved(stops, layer, -sign), fitting, margin=0.2,
                       note="Where a probe tells them apart: by the difference of their means."),
         ji.Experiment("moved by never's direction, then a fact", "specificity", other,
-                      never.moved(words, layer, -sign), left, margin=0.1,
-                      note=f"Such as `{facts[0]}`: KL of the next token to the model as it is."),
+                      never.moved(words, layer, -sign), likeliest(model, other), margin=0.1,
+                      note=f"Such as `{facts[0]}`: of the token that the model finds likeliest."),
     ]  # fmt: skip
 
 

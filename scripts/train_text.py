@@ -34,7 +34,7 @@ CONFIG = ji.Config(
 
 
 def main() -> None:
-    parser = training_run.parser(__doc__, NAME, steps=6000)
+    parser = training_run.parser(__doc__, NAME, steps=3000)
     parser.add_argument("--batch", type=int, default=32, help=f"blocks of {LENGTH} tokens a step")
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
     parser.add_argument("--weight-decay", type=float, default=0.1)
