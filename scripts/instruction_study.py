@@ -88,7 +88,7 @@ def main() -> None:
             for i in sorted({*range(0, len(decides), 4), layer})]  # fmt: skip
     mechanism.state(args, claim, [
         f"Requests such as `{MADE_OF[0][0].format(known[0])}` against `"
-        f"{MADE_OF[0][1].format(known[0])}`. How far of the way between the two kinds the answer "
+        f"{MADE_OF[0][1].format(known[0])}`: how far of the way between the two kinds the answer "
         'goes (mean log p("1")), moved by the difference of their means at the end of the prompt, '
         f"on the requests it was made of; the first layer above {ENOUGH} both ways is {layer}:", "",
         *mechanism.table(["after layer", "list to prose", "prose to list"], rows), "",
