@@ -93,6 +93,12 @@ def used(
         np.mean(ji.evaluate(loss, model, blocks, edit))
         for edit in ((), *(d.ablate() for d in every))
     ]
+    layers = np.arange(len(direction.vector))
+    each = ji.project_out("resid_post", direction.vector[:, None, None], layer=layers)
+    by_layer = [
+        np.asarray(ji.sweep(model, tokens, each, of))
+        for tokens, of in ((prompts, metric), (blocks, loss))
+    ]
     n_pairs = len(gaps_of(whole))
     drawn = np.random.default_rng(seed).integers(0, n_pairs, (2000, n_pairs))
     shares = gaps_of(left[0])[drawn].mean(1) / gaps_of(whole)[drawn].mean(1)
@@ -107,6 +113,10 @@ def used(
         f"directions {gaps[1:].min():.2f} to {gaps[1:].max():.2f}. The loss on unrelated text is "
         f"{losses[0]:.2f} nats, with the direction projected out {losses[1]:.2f}, with random ones "
         f"{min(losses[2:]):.2f} to {max(losses[2:]):.2f}.", "",
+        "Projected out after one layer alone, at every position:", "",
+        "| after layer | gap left | loss on unrelated text |", "| --- | --- | --- |",
+        *(f"| {i} | {gap(by_layer[0][i]):.2f} | {by_layer[1][i].mean():.2f} |"
+          for i in range(0, len(direction.vector), 3)), "",
     ]  # fmt: skip
 
 
