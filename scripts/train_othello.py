@@ -33,9 +33,9 @@ CONFIG = ji.Config(
 
 
 def main() -> None:
-    parser = training_run.parser(__doc__, NAME, steps=6000)
+    parser = training_run.parser(__doc__, NAME, steps=9000)
     parser.add_argument("--games", type=int, default=64, help="a step")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate at its peak")
+    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate at its peak")
     parser.add_argument("--weight-decay", type=float, default=0.01)
     args = parser.parse_args()
     trained, compute = training_run.run(
