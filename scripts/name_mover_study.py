@@ -86,9 +86,9 @@ def experiments(
 
     movers = [ji.replace("z", value, layer=layer, head=head) for layer, head in found]
     every = ji.product(layer=range(c.n_layers), head=range(c.n_heads))
-    end = task.roles["END"]
+    end, swapped = task.roles["END"], exchanged(model, task)
     turned = [
-        ji.replace("pattern", exchanged(model, task), layer=layer, head=head, position=end)
+        ji.replace("pattern", swapped, layer=layer, head=head, position=end)
         for layer, head in found
     ]
     return [

@@ -81,6 +81,7 @@ def main() -> None:
         [sided[2 * i + k] for i in sorted(part) for k in (0, 1)]
         for part in np.array_split(order, 2)
     )
+    rest = rest[: args.n // len(TESTED)]
     stops = [ji.collect(model, *at_place(tokenizer, sided, w, ".")) for w in TESTED]
     lines += chapters.decodable(
         args.out, np.concatenate(stops, 1), np.repeat(TESTED, len(sided)),
@@ -90,17 +91,17 @@ def main() -> None:
     )  # fmt: skip
     (args.out / "probe.nc").unlink()
     made = np.isin(np.arange(len(sided)), [sided.index(one) for one in made_of])
-    stop = directions.from_pairs(*(x[1:, made] for x in stops))  # what each block leaves
+    stop = Difference(*(x[1:, made] for x in stops))  # what each block leaves
     texts = [text for word in TESTED for text in written(rest, word)]
     lines += chapters.used(
         model, tokenizer, tokenizer(texts), np.repeat([1, -1], len(rest)),
-        preference(tokenizer, rest * 2), stop,
+        preference(tokenizer, rest * 2), directions.Direction(stop.step),
         "The direction that tells them apart there, one for each layer. The opposite adjective "
         f"against the one said, after `{texts[0]}` and the same with `now`, with adjectives the "
         "direction was not made of", 5, args.seed,
     )  # fmt: skip
 
-    never = between(model, tokenizer, made_of, MADE_OF, "word")
+    never = between(model, tokenizer, made_of, MADE_OF)
     ways, values = [], [answers(model, tokenizer, made_of, word) for word in MADE_OF]
     for word, sign, gap in zip(MADE_OF, (-1, 1), (values, values[::-1]), strict=True):
         tokens, at = at_place(tokenizer, made_of, word, "word")
@@ -117,7 +118,7 @@ def main() -> None:
         dataset=f"{2 * len(rest)} sentences with not and now, and with adjectives that the "
         f"direction was not made of; it is from {2 * len(made_of)} with never and always",
         components=[f"resid_post of layer {layer} at the word, one direction"],
-        experiments=experiments(model, tokenizer, (made_of, rest), never, layer, args.seed),
+        experiments=experiments(model, tokenizer, (made_of, rest), never, stop, layer, args.seed),
         limits=[
             "Short sentences of one form; negation elsewhere was not tried.",
             "Which heads bring it from the word to the answer was not tested here.",
@@ -156,10 +157,9 @@ def at_place(tokenizer: Any, some: Sided, word: str, place: str) -> tuple[Any, n
     return tokenizer(texts), np.asarray(tokenizer(heads).lengths) - 1
 
 
-def between(
-    model: ji.Model, tokenizer: Any, some: Sided, words: tuple[str, str], place: str
-) -> Difference:
-    one, other = (at_place(tokenizer, some, word, place) for word in words)
+def between(model: ji.Model, tokenizer: Any, some: Sided, words: tuple[str, str]) -> Difference:
+    """What tells two words apart, at the word."""
+    one, other = (at_place(tokenizer, some, word, "word") for word in words)
     return Difference.of(model, one[0], other[0], one[1], other[1])
 
 
@@ -178,8 +178,8 @@ def answers(model: ji.Model, tokenizer: Any, some: Sided, word: str) -> np.ndarr
 
 
 def experiments(
-    model: ji.Model, tokenizer: Any, sides: tuple[Sided, Sided], never: Difference, layer: int,
-    seed: int,
+    model: ji.Model, tokenizer: Any, sides: tuple[Sided, Sided], never: Difference,
+    stop: Difference, layer: int, seed: int,
 ) -> list[ji.Experiment]:  # fmt: skip
     made_of, rest = sides
     sign = np.repeat([1, -1], len(rest))
@@ -190,9 +190,8 @@ def experiments(
         np.concatenate([at_place(tokenizer, rest, word, place)[1] for word in TESTED])
         for place in ("word", ".")
     )
-    plain = between(model, tokenizer, made_of, PLAIN, "word")
-    stop = between(model, tokenizer, made_of, TESTED, ".")
-    own = between(model, tokenizer, made_of, TESTED, "word")
+    plain = between(model, tokenizer, made_of, PLAIN)
+    own = between(model, tokenizer, made_of, TESTED)
     facts = [f"The {n} is {w} {a}. {fact}" for w in TESTED
              for (n, a, _), fact in zip(rest, FACTS * len(rest), strict=False)]  # fmt: skip
     other = tokenizer(facts)
