@@ -1,4 +1,4 @@
-"""Where the Othello model keeps the board, and that it plays by what it keeps there.
+"""Where the model of a board game keeps the board, and that it plays by what it keeps there.
 
     python scripts/board_state.py --out docs/mechanisms/board
 
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp import directions, probes, report, stats
-from jaxinterp.algorithmic import othello
+from jaxinterp.algorithmic import boards
 from jaxinterp.algorithmic.prompts import pick
 
 PROBED, EDITED = 2, 3  # streams of games; training and its measurement have others
@@ -53,7 +53,7 @@ class Probed:
 class Cases:
     """Positions and a square [n] of each whose disc is to change hands; the legal moves then."""
 
-    positions: othello.Positions
+    positions: boards.Positions
     square: np.ndarray
     after: np.ndarray
 
@@ -70,20 +70,21 @@ class Cases:
 
     def pushes(self, steps: np.ndarray) -> np.ndarray:
         """What is added after each layer, [L n 1 D], by steps [L+1 36 D] from mine to theirs."""
-        sign = np.where(self.held == othello.MINE, 1, -1)[:, None]
+        sign = np.where(self.held == boards.MINE, 1, -1)[:, None]
         return (steps[1:, self.square] * sign)[:, :, None].astype(np.float32)
 
 
 def main() -> None:
-    parser = mechanism.parser(__doc__, "board", "othello-6x6", n=100)
+    parser = mechanism.parser(__doc__, "board", "ataxx-6x6", n=100)
     parser.add_argument("--games", type=int, default=6000, help="probed")
     parser.add_argument("--cases", type=int, default=1200)
     parser.add_argument("--placebos", type=int, default=8)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model, _ = ji.load(args.model)
-    known, decodable = probe_board(args, model)
-    cases = draw_cases(args.cases, (EDITED, args.seed))
+    model, tokenizer = ji.load(args.model)
+    game = boards.GAMES[tokenizer.name]
+    known, decodable = probe_board(args, model, game)
+    cases = draw_cases(game, args.cases, (EDITED, args.seed))
     chosen_on, told_on = cases[::2], cases[1::2]
     tried, settings = choose(model, known, chosen_on)
     edited = edit_board(args, model, known, chosen_on, told_on, tried, settings)
@@ -91,7 +92,7 @@ def main() -> None:
     claim = ji.Claim(
         f"{model.name} plays by a board that its stream holds linearly: where a disc changes hands "
         "along the probes' directions, the moves it predicts are those of the board so changed.",
-        model, task="the next moves of random games of Othello, 6x6",
+        model, task=f"the next moves of random games of {game.name.capitalize()}, 6x6",
         dataset=f"{len(some)} positions of games that neither the model nor the probes have seen, "
         "with a disc whose change of hands changes what is legal",
         components=[f"resid_post of layer {i} at the last move, a direction for each square"
@@ -112,12 +113,14 @@ def main() -> None:
 # Decodable
 
 
-def probe_board(args: argparse.Namespace, model: ji.Model) -> tuple[Probed, list[str]]:
-    at = othello.random_positions(args.games, (PROBED, args.seed))
-    colour = np.where((at.state == othello.MINE) == at.black[:, None], 1, 2) * (at.state > 0)
+def probe_board(
+    args: argparse.Namespace, model: ji.Model, game: boards.Game
+) -> tuple[Probed, list[str]]:
+    at = game.random_positions(args.games, (PROBED, args.seed))
+    colour = np.where((at.state == boards.MINE) == at.black[:, None], 1, 2) * (at.state > 0)
     untrained = ji.init(model.config, jax.random.key(args.seed))
     X, X_untrained = (ji.collect(m, at.tokens, batch=500) for m in (model, untrained))
-    with tqdm(total=3 * othello.SQUARES, desc="probes", unit=" squares") as bar:
+    with tqdm(total=3 * boards.SQUARES, desc="probes", unit=" squares") as bar:
         own = probed(X, at.state, args.seed, bar)
         rivals = {
             "random model": probed(X_untrained, at.state, args.seed, bar).found,
@@ -125,12 +128,12 @@ def probe_board(args: argparse.Namespace, model: ji.Model) -> tuple[Probed, list
         }
     found = own.found
     best = found.accuracy.isel(point=int(found.accuracy.mean("split").argmax("point")))
-    worst = othello.NAMES[int(best.argmin("split"))]
+    worst = boards.NAMES[int(best.argmin("split"))]
     pictured = found.assign(
         baseline=xr.concat([f.accuracy.max("point") for f in rivals.values()], "feature")
     ).assign_coords(feature=list(rivals))
     report.probe_curves(pictured, args.out / "probes.png", title="All squares: mean and range")
-    others = othello.random_positions(1000, (PROBED, args.seed, 1))
+    others = game.random_positions(1000, (PROBED, args.seed, 1))
     right = read(model, own, others) == others.state
     columns = {
         "probe": found.accuracy, **{name: f.accuracy for name, f in rivals.items()},
@@ -169,13 +172,13 @@ def probed(X: np.ndarray, labels: np.ndarray, seed: int, bar: tqdm) -> Probed:
         if weight.shape[-1] == 1:  # the centre is never empty: one logit, of the second class
             weight = np.pad(weight, ((0, 0), (0, 0), (2, 0)))
             bias = np.pad(bias, ((0, 0), (2, 0)))
-            bias[:, othello.EMPTY] = -np.inf
+            bias[:, boards.EMPTY] = -np.inf
         W.append(weight)
         b.append(bias)
         bar.update()
     found = xr.concat([one.drop_vars("split") for one in kept], "split")
     weights = np.stack(W, 1)
-    unit = weights[..., othello.THEIRS] - weights[..., othello.MINE]
+    unit = weights[..., boards.THEIRS] - weights[..., boards.MINE]
     unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
     means = between_means(X, labels)
     steps = {"probe": unit * (unit * means).sum(-1, keepdims=True), "means": means}
@@ -185,13 +188,13 @@ def probed(X: np.ndarray, labels: np.ndarray, seed: int, bar: tqdm) -> Probed:
 def between_means(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """From the mean of mine to the mean of theirs: [L+1 36 D]."""
     sides = []
-    for who in (othello.MINE, othello.THEIRS):
+    for who in (boards.MINE, boards.THEIRS):
         share = (labels == who) / (labels == who).sum(0)
         sides.append(np.einsum("lnd,ns->lsd", X, share, optimize=True))
     return sides[1] - sides[0]
 
 
-def read(model: ji.Model, known: Probed, at: othello.Positions, edits: Any = ()) -> np.ndarray:
+def read(model: ji.Model, known: Probed, at: boards.Positions, edits: Any = ()) -> np.ndarray:
     """The states int [L n 36] that probes read from what each layer leaves, at the last move."""
     x = ji.forward(model, at.tokens, edits, record=("resid_post",)).activations["resid_post"]
     x = np.asarray(x)[:, np.arange(len(at)), last(at)]
@@ -202,19 +205,19 @@ def read(model: ji.Model, known: Probed, at: othello.Positions, edits: Any = ())
 # Causal
 
 
-def last(at: othello.Positions) -> np.ndarray:
+def last(at: boards.Positions) -> np.ndarray:
     """The position [n] of each prompt's last move."""
     return np.asarray(at.tokens.lengths) - 1
 
 
-def draw_cases(n: int, stream: tuple[int, ...]) -> Cases:
+def draw_cases(game: boards.Game, n: int, stream: tuple[int, ...]) -> Cases:
     """n positions of a game each, and one of their discs that tells, drawn evenly."""
-    at = othello.random_positions(n + n // 10 + 10, stream)
-    telling = othello.telling_squares(at)
+    at = game.random_positions(n + n // 10 + 10, stream)
+    telling = game.telling_squares(at)
     rows = np.flatnonzero(telling.any(1))[:n]
     square = pick(np.random.default_rng((*stream, 1)), telling[rows])
-    edited = othello.turned_over(at.state[rows], square)
-    return Cases(at[rows], square, othello.legal_squares(edited))
+    edited = boards.turned_over(at.state[rows], square)
+    return Cases(at[rows], square, game.legal_squares(edited))
 
 
 def missed_above(logits: jax.Array, legal: jax.Array, threshold: jax.Array) -> jax.Array:
@@ -231,11 +234,11 @@ def measures(cases: Cases, threshold: float) -> dict[str, ji.Metric]:
     before, after = cases.positions.legal, cases.after
     changed = after != before
     return {
-        "edited": othello.wrong_moves(after),
-        "changed": othello.wrong_moves(after, changed),
-        "unchanged": othello.wrong_moves(after, ~changed),
+        "edited": boards.wrong_moves(after),
+        "changed": boards.wrong_moves(after, changed),
+        "unchanged": boards.wrong_moves(after, ~changed),
         "threshold": above(after, threshold),
-        "before": othello.wrong_moves(before),
+        "before": boards.wrong_moves(before),
     }
 
 
@@ -315,8 +318,8 @@ def experiments(
     random = np.random.default_rng(args.seed).normal(size=(args.placebos, n_layers, 1, 1,
                                                            pushes.shape[-1]))  # fmt: skip
     random *= lengths[:, None, None, None] / np.linalg.norm(random, axis=-1, keepdims=True)
-    exact = othello.legal_sets(cases.after)
-    same = othello.wrong_moves(cases.after, cases.after == cases.positions.legal)
+    exact = boards.legal_sets(cases.after)
+    same = boards.wrong_moves(cases.after, cases.after == cases.positions.legal)
     edit = ji.add("resid_post", pushes, layer=layers >= begin, position=at)
     return [
         ji.Experiment(
@@ -328,7 +331,7 @@ def experiments(
         ),
         ji.Experiment("a disc changes hands", "effect", tokens, edit, exact),
         ji.Experiment("a disc changes hands: wrong moves", "effect", tokens, edit,
-                      othello.wrong_moves(cases.after), note="Against the changed board."),
+                      boards.wrong_moves(cases.after), note="Against the changed board."),
         ji.Experiment(
             f"random directions, {args.placebos} draws", "control", tokens,
             ji.add("resid_post", random.astype(np.float32),
@@ -401,7 +404,7 @@ def specific(
     mask = np.arange(model.config.n_layers) >= begin
     edit = ji.add("resid_post", pushes, layer=mask, position=last(at))
     before, after = read(model, known, at), read(model, known, at, edit)
-    aim = othello.turned_over(at.state, cases.square)[rows, cases.square]
+    aim = boards.turned_over(at.state, cases.square)[rows, cases.square]
     others = np.ones(at.state.shape, bool)
     others[rows, cases.square] = False
     return [

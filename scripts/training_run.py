@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from tqdm import tqdm
 
 import jaxinterp as ji
@@ -35,14 +36,16 @@ from jaxinterp.training import Trained, train
 TRAINED, HELD_OUT = 0, 1  # streams of random numbers
 
 
-def parser(doc: str, name: str, *, steps: int) -> argparse.ArgumentParser:
-    """The arguments of every such script; ``name`` is the shipped model's."""
+def parser(doc: str, name: str | None, *, steps: int) -> argparse.ArgumentParser:
+    """The arguments of every such script; ``name`` is the shipped model's, None where it is told
+    by another argument."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("weights") / name)
+    out, folder = (name and Path(parent) / name for parent in ("weights", "runs"))
+    parser.add_argument("--out", type=Path, default=out)
     parser.add_argument(
-        "--folder", type=Path, default=Path("runs") / name, help="where a killed run goes on from"
+        "--folder", type=Path, default=folder, help="where a killed run goes on from"
     )
     return parser
 
@@ -91,6 +94,36 @@ def adamw(steps: int, rate: float, weight_decay: float) -> optax.GradientTransfo
     return optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=weight_decay)
     )
+
+
+def muon(
+    steps: int, rate: float, adam_rate: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for what the blocks multiply by, Adam for all else, under one
+    schedule: it warms up and falls along a cosine to 0."""
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, min(50, max(1, steps // 10)), steps)
+
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.contrib.muon(
+            schedule(rate), weight_decay=weight_decay, adam_b2=0.98,
+            adam_learning_rate=schedule(adam_rate), muon_weight_dimension_numbers=matrices,
+        ),
+    )  # fmt: skip
+
+
+def matrices(params: Any) -> Any:
+    """Which axes of the blocks' weights are a matrix's: the last two, for every layer and head."""
+
+    def axes(path: Any, W: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        name = jax.tree_util.keystr(path)
+        if "blocks" in name and "W_" in name:
+            return optax.contrib.MuonDimensionNumbers(W.ndim - 2, W.ndim - 1)
+        return None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def started(config: ji.Config, seed: int, name: str, embed: float = 1.0) -> ji.Model:

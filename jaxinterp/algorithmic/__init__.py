@@ -9,6 +9,6 @@ prompts have a ``tokenizer()`` and a ``task(...)`` for interventions; `shapes` h
 ('=', (4,))
 """
 
-from jaxinterp.algorithmic import addition, brackets, othello, repeats, retrieval, shapes
+from jaxinterp.algorithmic import addition, boards, brackets, repeats, retrieval, shapes
 
-__all__ = ["addition", "brackets", "othello", "repeats", "retrieval", "shapes"]
+__all__ = ["addition", "boards", "brackets", "repeats", "retrieval", "shapes"]

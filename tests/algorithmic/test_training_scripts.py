@@ -12,12 +12,14 @@ import pytest
 from small_models import ragged, small_model
 
 import jaxinterp as ji
-from jaxinterp.algorithmic import addition, brackets, repeats, retrieval
+from jaxinterp.algorithmic import addition, boards, brackets, repeats, retrieval
+from jaxinterp.algorithmic.prompts import as_prompts
 from jaxinterp.loading.shipped import card
 from jaxinterp.model import n_params
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 import train_addition
+import train_board
 import train_brackets
 import train_repeats
 import train_retrieval
@@ -106,6 +108,65 @@ def test_the_loss_of_retrieval_and_brackets():
     own = said[np.arange(40), drawn.answers]
     assert value == pytest.approx(-own.mean(), rel=1e-5)
     assert seen["accuracy"] == pytest.approx((said.argmax(1) == drawn.answers).mean())
+
+
+@pytest.mark.parametrize("game", boards.GAMES.values(), ids=boards.GAMES)
+def test_the_loss_and_measures_of_a_board_game(game):
+    model = training_run.started(train_board.CONFIG, 0, "board", 5.0)
+    batch = train_board.batch(game, 3, seed=1, n=8)
+    value, seen = train_board.loss(model, batch)
+    loss, floor, _ = played(model, game, game.random_games(8, (training_run.TRAINED, 1, 3)))
+    assert value == pytest.approx(loss, rel=1e-5)
+    assert seen["above_floor"] == pytest.approx(loss - floor, rel=1e-4)
+
+    found = train_board.measured(model, game, 1, n=250)
+    games = game.random_games(250, (training_run.HELD_OUT, 1))
+    _, floor, by_hand = played(model, game, games)
+    assert found == pytest.approx({**by_hand, "floor": floor}, rel=1e-4)
+    assert 0.05 < found["legal"] < 0.8
+    assert found["illegal_mass"] > 0.2
+
+
+def played(model, game, games):
+    """Of all moves after each game's first: the loss against all legal ones, the least that can be,
+    and what is measured of a model, in loops."""
+    played, said = game.replay(games), log_p(ji.forward(model, as_prompts(games[:, :-1])).logits)
+    kept = {"loss": [], "legal": [], "legal_sets": [], "illegal_mass": []}
+    losses, floors = [], []
+    for i, moves in enumerate(games):
+        for t in range(games.shape[1] - 1):
+            if moves[t + 1] < 0:
+                continue
+            legal = np.flatnonzero(played.legal[i, t])
+            losses.append(-said[i, t, legal].mean())
+            floors.append(np.log(len(legal)))
+            ranked = np.argsort(-said[i, t])
+            kept["loss"].append(-said[i, t, moves[t + 1]])
+            kept["legal"].append(ranked[0] in legal)
+            kept["legal_sets"].append(set(ranked[: len(legal)]) == set(legal))
+            kept["illegal_mass"].append(1 - np.exp(said[i, t, legal]).sum())
+    return np.mean(losses), np.mean(floors), {name: np.mean(all_) for name, all_ in kept.items()}
+
+
+def test_muon_is_for_the_matrices_of_the_blocks():
+    params = ji.init(train_board.CONFIG, jax.random.key(0)).params
+    chosen = training_run.matrices(params)
+    for name in ("W_Q", "W_K", "W_V", "W_O"):
+        found = getattr(chosen.blocks.attn, name)
+        assert (found.reduction_axis, found.output_axis) == (2, 3)  # [layer head in out]
+    for found in (chosen.blocks.mlp.W_in, chosen.blocks.mlp.W_out):
+        assert (found.reduction_axis, found.output_axis) == (1, 2)
+    assert chosen.embed.W_E is chosen.head.W_U is chosen.blocks.mlp.b_in is None
+    # One update turns each of them by an orthogonal matrix; a vector of biases goes as Adam's do.
+    optimizer = training_run.muon(10, 0.02, 3e-3, 0.0)
+    slopes = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    state = optimizer.init(params)
+    for _ in range(2):  # the first is warming up, at a rate of 0
+        updates, state = optimizer.update(slopes, state, params)
+    singular = np.linalg.svd(updates.blocks.attn.W_Q, compute_uv=False)
+    assert singular.max() / singular.min() < 2
+    own = np.abs(updates.blocks.mlp.b_in)
+    assert np.quantile(own, 0.1) / own.max() > 0.99  # but where a slope is near 0
 
 
 def test_padding_is_seen_by_nobody():

@@ -1,17 +1,18 @@
-"""Train the shipped model of Othello: the next move of random legal games on a 6x6 board.
+"""Train the shipped model of a board game: the next move of random legal games of Ataxx, 6x6.
 
-    python scripts/train_othello.py --out weights/othello-6x6
+    python scripts/train_board.py --out weights/ataxx-6x6
 
 A causal transformer sees moves and no board (Li et al. 2023, arXiv:2210.13382). Every legal move is
 as likely to come next, and that distribution is its target at every move: the loss of many games
 that go on from there in place of one, which would take many times the steps. Every step's games are
-drawn anew from the seed and the step (`jaxinterp.algorithmic.othello`); held-out ones come from
-another stream. A killed run goes on from --folder.
+drawn anew from the seed and the step (`jaxinterp.algorithmic.boards`); held-out ones come from
+another stream. A killed run goes on from --folder. --game othello trains one of Othello.
 """
 
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,48 +21,53 @@ import numpy as np
 import training_run
 
 import jaxinterp as ji
-from jaxinterp.algorithmic import othello
+from jaxinterp.algorithmic import boards
 from jaxinterp.algorithmic.prompts import as_prompts
 from jaxinterp.loading.shipped import ship
 
-NAME = "othello-6x6"
 CONFIG = ji.Config(
-    n_layers=6, d_model=128, n_heads=4, d_head=32, d_mlp=512, vocab_size=othello.SQUARES,
-    n_ctx=othello.MOVES - 1, positions="learned", norm="layer", act="relu", gated=False,
+    n_layers=4, d_model=128, n_heads=4, d_head=32, d_mlp=512, vocab_size=boards.SQUARES,
+    n_ctx=31, positions="learned", norm="layer", act="relu", gated=False,
     bias_qkv=True, bias_o=True, bias_mlp=True,
 )  # fmt: skip
 
 
 def main() -> None:
-    parser = training_run.parser(__doc__, NAME, steps=9000)
-    parser.add_argument("--games", type=int, default=64, help="a step")
-    parser.add_argument("--rate", type=float, default=3e-3, help="learning rate at its peak")
+    parser = training_run.parser(__doc__, None, steps=10000)
+    parser.add_argument("--game", choices=boards.GAMES, default="ataxx")
+    parser.add_argument("--layers", type=int, default=CONFIG.n_layers)
+    parser.add_argument("--per-step", type=int, default=32, help="games")
+    parser.add_argument("--rate", type=float, default=0.02, help="Muon's at its peak")
+    parser.add_argument("--adam-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.01)
     args = parser.parse_args()
+    game = boards.GAMES[args.game]
+    name = f"{game.name}-6x6"
+    args.out, args.folder = args.out or Path("weights") / name, args.folder or Path("runs") / name
     trained, compute = training_run.run(
-        args, training_run.started(CONFIG, args.seed, NAME, 0.1),
-        functools.partial(batch, seed=args.seed, n=args.games), loss,
-        training_run.adamw(args.steps, args.rate, args.weight_decay),
+        args, training_run.started(CONFIG.replace(n_layers=args.layers), args.seed, name, 0.1),
+        functools.partial(batch, game, seed=args.seed, n=args.per_step), loss,
+        training_run.muon(args.steps, args.rate, args.adam_rate, args.weight_decay),
         shown=("loss", "above_floor"),
     )  # fmt: skip
     card = ship(
-        args.out, trained.model, tokenizer=othello.tokenizer(),
-        description="Predicts the next move of random legal games of Othello on a 6x6 board. A "
-        "token is the square played; passes have none. Its stream holds the board, from the side "
-        "of the player to move.",
-        data=f"Random legal games of jaxinterp.algorithmic.othello, {args.games} new ones a step, "
+        args.out, trained.model, tokenizer=game.tokenizer(),
+        description=f"Predicts the next move of random legal games of {game.name.capitalize()} on "
+        "a 6x6 board. A token is the square played. Its stream holds the board, from the side of "
+        "the player to move.",
+        data=f"Random legal games (jaxinterp.algorithmic.boards), {args.per_step} new ones a step, "
         "the target of each move all that are legal after it; measured on 4000 others.",
         recipe=training_run.recipe(args), seed=args.seed, steps=args.steps, compute=compute,
-        metrics=measured(trained.model, args.seed),
+        metrics=measured(trained.model, game, args.seed),
     )  # fmt: skip
     print(card.markdown())
 
 
-def batch(step: int, *, seed: int, n: int) -> tuple[Any, np.ndarray]:
+def batch(game: boards.Game, step: int, *, seed: int, n: int) -> tuple[Any, np.ndarray]:
     """The prompts of a step, and the legal moves bool [n 31 36] after each of theirs."""
-    moves = othello.random_games(n, (training_run.TRAINED, seed, step))
+    moves = game.random_games(n, (training_run.TRAINED, seed, step))
     goes_on = moves[:, 1:, None] >= 0
-    return as_prompts(moves[:, :-1]), othello.replay(moves).legal[:, :-1] & goes_on
+    return as_prompts(moves[:, :-1]), game.replay(moves).legal[:, :-1] & goes_on
 
 
 def loss(model: ji.Model, batch: tuple[Any, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -75,15 +81,15 @@ def loss(model: ji.Model, batch: tuple[Any, Any]) -> tuple[jax.Array, dict[str, 
     return value, {"above_floor": value - least}
 
 
-def measured(model: ji.Model, seed: int, n: int = 4000) -> dict[str, float]:
+def measured(model: ji.Model, game: boards.Game, seed: int, n: int = 4000) -> dict[str, float]:
     """On n held-out games: how legal predictions are, and the loss beside its floor.
 
     Shares of places: legal, the likeliest move is legal; legal_sets, the k likeliest are the k
     legal ones. illegal_mass: mean probability of all illegal moves. loss, and floor (the loss of
     who knows what is legal, every legal move being as likely), in nats.
     """
-    moves = othello.random_games(n, (training_run.HELD_OUT, seed))
-    legal, following = othello.replay(moves).legal[:, :-1], moves[:, 1:]
+    moves = game.random_games(n, (training_run.HELD_OUT, seed))
+    legal, following = game.replay(moves).legal[:, :-1], moves[:, 1:]
     log_p = np.concatenate([
         np.asarray(jax.nn.log_softmax(ji.forward(model, as_prompts(part)).logits))
         for part in training_run.in_parts(moves[:, :-1], 250)
@@ -94,7 +100,7 @@ def measured(model: ji.Model, seed: int, n: int = 4000) -> dict[str, float]:
     ranked = np.take_along_axis(legal, np.argsort(-log_p, 1), 1)
     return {
         "legal": float(ranked[:, 0].mean()),
-        "legal_sets": float((ranked[:, ::-1].argmax(1) == othello.SQUARES - count).mean()),
+        "legal_sets": float((ranked[:, ::-1].argmax(1) == boards.SQUARES - count).mean()),
         "illegal_mass": float(np.where(legal, 0, np.exp(log_p)).sum(1).mean()),
         "loss": float(-log_p[rows, following].mean()),
         "floor": float(np.log(count).mean()),
