@@ -169,7 +169,7 @@ def probed(X: np.ndarray, labels: np.ndarray, seed: int, bar: tqdm) -> Probed:
         one = probes.probe(X, column, splits=splits, penalties=PENALTIES, seed=seed).isel(split=0)
         kept.append(one[["accuracy", "shuffled", "random_direction", "majority"]])
         weight, bias = one.weight.transpose("point", "width", "output").values, one.bias.values
-        if weight.shape[-1] == 1:  # the centre is never empty: one logit, of the second class
+        if weight.shape[-1] == 1:  # never empty: one logit, of the second class
             weight = np.pad(weight, ((0, 0), (0, 0), (2, 0)))
             bias = np.pad(bias, ((0, 0), (2, 0)))
             bias[:, boards.EMPTY] = -np.inf
