@@ -95,7 +95,9 @@ def main() -> None:
         limits=[
             "A wrong sum is also a dip, from the left or from the right: the two ways to fail "
             "cannot be had apart in that direction, and without the first position's flags alone "
-            "about half of those strings are still rejected.",
+            "many of those strings are still rejected (the table of those that pass).",
+            "The flags of a dip are found by ridge regression, which tells only part of them (the "
+            "first table): what else the MLP writes at the brackets was not looked at.",
             "Which neurons make the flags, and which heads of the second layer collect them, was "
             "measured only head by head.",
             "Strings of 20 brackets; longer and shorter ones were not intervened on.",
@@ -113,14 +115,17 @@ def main() -> None:
     kinds = [[kind, f"{right(model, kind, args.seed):.4f}"] for kind in brackets.KINDS]
     mechanism.state(args, claim, [
         "The share of the variance that ridge regression finds on other strings, the first three "
-        "at the first position, the others at every bracket; in brackets the same architecture "
-        "before training:", "",
+        "at the first position, the others at every bracket; in parentheses the same "
+        "architecture before training:", "",
         *mechanism.table(["what is read", *POINTS], rows), "",
         "Attention leaves an average, the share by which opening brackets prevail, as it does "
-        "before training; the MLP learns to make flags of it, and from there on the average is no "
+        "before training; the MLP learns to make flags of it: plain ones at the first position, "
+        "while those at the brackets are linear in part only. From there on the average is no "
         "longer what counts (last of the effects, last of the controls).", "",
         *passing(claim), "",
-        "Accuracy by kind of string (4,000 each):", "",
+        "Accuracy by kind of string (4,000 each). Flipped: a balanced one with one bracket turned; "
+        "exchanged: two of its brackets have changed places, so that it dips; shuffled: as many of "
+        "both in any order.", "",
         *mechanism.table(["kind", "accuracy"], kinds),
     ])  # fmt: skip
 
@@ -146,8 +151,8 @@ def passing(claim: ji.Claim) -> list[str]:
         [e.name, *(f"{(values > 0).mean():.3f}" for values in (e.found.without, e.found.values))]
         for e in claim.of_role("effect", "control", "specificity")
     ]
-    return ["The share of strings that pass as balanced (of all draws):", "",
-            *mechanism.table(["experiment", "without", "with"], rows)]  # fmt: skip
+    return ["The share of strings that pass as balanced (where there are draws, over all of "
+            "them):", "", *mechanism.table(["experiment", "without", "with"], rows)]  # fmt: skip
 
 
 def experiments(model: ji.Model, args: Any, fitted: Stream) -> list[ji.Experiment]:

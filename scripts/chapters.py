@@ -63,7 +63,8 @@ def decodable(
         f"{float(mean.random_direction[best]):.3f}, majority {float(mean.majority):.3f}. A control "
         "task (a random label for each adjective, which the test meets again) gives "
         f"{float(mean.control[best]):.3f}, {float(mean.selectivity[best]):+.3f} below the probe on "
-        "the same splits.", "", "![probe](probe.png)", "",
+        "the same splits: what is nearly as well read of labels without meaning is little evidence "
+        "by itself.", "", "![probe](probe.png)", "",
     ]  # fmt: skip
 
 
@@ -117,6 +118,7 @@ def used(
         "| after layer | gap left | loss on unrelated text |", "| --- | --- | --- |",
         *(f"| {i} | {gap(by_layer[0][i]):.2f} | {by_layer[1][i].mean():.2f} |"
           for i in range(0, len(direction.vector), 3)), "",
+        "Where unrelated text breaks, the gap that is left says nothing of the two kinds.", "",
     ]  # fmt: skip
 
 

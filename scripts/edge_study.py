@@ -5,7 +5,8 @@
 Neurons of the first MLP are shown single straight edges of every direction; those that answer to
 one direction much more than to others are edge detectors (orientation tuning, after Hubel &
 Wiesel). Then those tuned to sloping edges, and those tuned to upright and level ones, are ablated:
-the shapes made of such edges should suffer, the others not. Ends with a claim and pictures.
+the shapes made of such edges should suffer, the others not. That holds for sloping ones alone. Ends
+with a claim and pictures.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def main() -> None:
     if not (upright.any() and sloping.any()):
         raise SystemExit("No neurons are tuned to both kinds of edges: the claim has no subject.")
     claim = ji.Claim(
-        f"Neurons in the first layer of {model.name} detect edges of one direction, and the shapes "
-        "made of such edges are told by them.",
+        f"Neurons in the first layer of {model.name} detect edges of one direction, and shapes "
+        "made of sloping edges are told by those of sloping ones.",
         model, task="which of six shapes", dataset=f"{args.n} images of each kind of shape",
         components=[
             f"layer 0, {sloping.sum()} neurons tuned to sloping edges",
@@ -56,13 +57,17 @@ def main() -> None:
     draw(model, answers, selective, args.out)
     alive = answers.max(1) > 1e-3
     mechanism.state(args, claim, [
-        f"Orientation selectivity, |sum r(a) e^(2ia)| / sum r(a), over {len(ANGLES)} directions, "
-        f"of the {alive.sum()} of {len(alive)} neurons of the first MLP that answer to edges: "
-        f"median {np.median(selective[alive]):.2f}, above {TUNED} {np.mean(selective > TUNED):.0%} "
-        f"of all; of a model before training median {np.median(by_chance):.2f}, "
-        f"{np.mean(by_chance > TUNED):.0%}.", "", "![tuning](tuning.png)", "",
-        "What the patches' embedding reads best (its first singular directions as pixels):", "",
-        "![filters](filters.png)",
+        f"{alive.sum()} of the {len(alive)} neurons of the first MLP answer to straight edges. How "
+        "much more to one direction than to others is their orientation selectivity, "
+        f"|sum r(a) e^(2ia)| / sum r(a) over {len(ANGLES)} directions a: 0 for none, 1 for one "
+        f"alone. Its median is {np.median(selective[alive]):.2f}, and "
+        f"{np.mean(selective > TUNED):.0%} of the neurons have more than {TUNED}; before training "
+        f"the median is {np.median(by_chance):.2f}, and {np.mean(by_chance > TUNED):.0%} have "
+        "more.", "",
+        "Twelve of the most selective, by number and selectivity:", "",
+        "![tuning](tuning.png)", "",
+        "What the patches' embedding reads most of (its first singular directions, 4 x 4 pixels, "
+        "with their singular values):", "", "![filters](filters.png)",
     ])  # fmt: skip
 
 
@@ -148,13 +153,15 @@ def draw(model: ji.Model, answers: np.ndarray, selective: np.ndarray, out: Any) 
 
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots(2, 6, sharex=True)
-    for axis, neuron in zip(axes.flat, np.argsort(-selective * answers.max(1))[:12], strict=True):
+    first = np.argsort(-np.where(selective > TUNED, selective * answers.max(1), 0))[:12]
+    for axis, neuron in zip(axes.flat, first, strict=True):
         axis.plot(np.degrees(ANGLES), answers[neuron], color="#c2410c")
         axis.set_title(f"{neuron}: {selective[neuron]:.2f}", fontsize=8)
-        axis.set(yticks=[], xticks=[0, 90, 180])
+        axis.set(yticks=[], xticks=[0, 90, 180], ylim=(0, None))
         axis.tick_params(labelsize=7)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("direction of the edge, degrees (0: level)", fontsize=8)
+    figure.supylabel("mean answer, from 0", fontsize=8)
     figure.savefig(out / "tuning.png", dpi=130)
 
     filters = np.linalg.svd(np.asarray(model.params.embed.W_E), full_matrices=False)

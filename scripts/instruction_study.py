@@ -77,8 +77,8 @@ def main() -> None:
             *elsewhere(model, tokenizer, others, difference, layer, begins),
         ],
         limits=[
-            "One instruction, and the first token of what follows: the continuations above are "
-            "all that says anything of the rest.",
+            "One instruction, and the first token of what follows: a few continuations in the "
+            "report are all that says anything of the rest.",
             "Which heads bring the instruction to the end of the prompt was not tested here.",
             "Erasing what is linear at one place leaves it elsewhere: later layers may fetch it "
             "again.",
@@ -137,23 +137,24 @@ def elsewhere(
     model: ji.Model, tokenizer: Any, subjects: Any, known: Difference, layer: int,
     begins: ji.Metric,
 ) -> list[ji.Experiment]:  # fmt: skip
-    """What should be left alone by the erasure, at the end of other prompts."""
+    """What should be left alone by the erasure, and by the move, at the end of other prompts."""
     french = tokenizer([CHAT.format(IN_FRENCH.format(s)) for s in subjects])
     counted = tokenizer([COUNTED.format(*letters) for letters in LETTERS])
     blocks = as_tokens(chapters.unrelated(tokenizer, 24))
 
-    def erased(tokens: ji.Tokens) -> ji.Edit:
-        return known.erased(end(tokens), layer)
-
+    prompts = (
+        ("asked for French", french, likeliest(model, french), 0.1,
+         "Of the token that the model finds likeliest."),
+        ('a "1" that no list calls for', counted, begins, 0.5, "Such as A1 B2 C3 A1 B2 C3 A."),
+        ("unrelated text", blocks, likeliest(model, blocks), 0.1,
+         "Blocks of 32 tokens of WikiText-2, at their end."),
+    )  # fmt: skip
     return [
-        ji.Experiment("erased, asked for French", "specificity", french, erased(french),
-                      likeliest(model, french), margin=0.1,
-                      note="Of the token that the model finds likeliest."),
-        ji.Experiment('erased, a "1" that no list calls for', "specificity", counted,
-                      erased(counted), begins, margin=0.5, note="Such as A1 B2 C3 A1 B2 C3 A."),
-        ji.Experiment("erased, unrelated text", "specificity", blocks, erased(blocks),
-                      likeliest(model, blocks), margin=0.1,
-                      note="Blocks of 32 tokens of WikiText-2, at their end."),
+        ji.Experiment(f"{what}, {name}", "specificity", tokens, edit, metric, margin=margin,
+                      note=note)
+        for name, tokens, metric, margin, note in prompts
+        for what, edit in (("erased", known.erased(end(tokens), layer)),
+                           ("moved to prose", known.moved(end(tokens), layer, -1)))
     ]  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def strongest_edges(patched: xr.DataArray, what: str, k: int = 10) -> list[str]:
     """The edges whose exchange does most, as shares of the way from clean to corrupted."""
     clean, corrupted = (patched[name].mean("prompt") for name in ("clean", "corrupted"))
     share = ((patched.mean("prompt") - clean) / (corrupted - clean)).values
-    rows = [[str(patched.edge.values[i]), f"{share[i]:.3f}"] for i in np.argsort(-share)[:k]]
+    rows = [[f"`{patched.edge.values[i]}`", f"{share[i]:.3f}"] for i in np.argsort(-share)[:k]]
     return [
         f"All {patched.sizes['edge']} edges, each alone exchanged for what it carries {what}; the "
         "share of the metric's fall that this gives:", "", *table(["edge", "share"], rows),

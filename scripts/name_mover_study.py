@@ -35,8 +35,8 @@ def main() -> None:
     names = mechanism.named(found)
     other = ji.tasks.subject_verb_agreement(tokenizer, n=args.n, seed=args.seed)
     claim = ji.Claim(
-        f"{model.name} names the indirect object by {names}, looking from the end at the name and "
-        "writing it.",
+        f"In {model.name} {names} look from the end at the indirect object's name, and where they "
+        "look decides which name is preferred.",
         model, task=task, dataset=f"{args.n} prompts; heads were chosen on as many others",
         components=[f"layer {layer}, head {head}" for layer, head in found],
         experiments=experiments(model, task, other, found, args.seed),

@@ -132,8 +132,7 @@ def main() -> None:
     asked = {w: answers(model, tokenizer, rest, w) for w in (*TESTED, *MADE_OF, *PLAIN)}
     mechanism.state(args, claim, [
         *lines,
-        "What breaks unrelated text says nothing of negation. Below, one place is moved at a "
-        "time.", "", "## Moved", "",
+        "Below, one place is moved at a time.", "", "## Moved", "",
         "The logit of the opposite adjective minus that of the one said, by the word "
         f"({len(rest)} sentences each):", "",
         *mechanism.table(["word", "mean", "opposite preferred"], [

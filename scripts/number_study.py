@@ -88,8 +88,10 @@ def chapter(role: str, found, used) -> list[str]:
         for f in mean.feature.values
     )
     return [
-        f"## At {role}", "", f"Majority {float(mean.majority):.3f}; {base}; the metric without "
-        f"erasure {float(used.clean.mean()):.2f}.", "",
+        f"## At {role}", "", f"Majority {float(mean.majority):.3f}; {base}; the metric of the test "
+        f"prompts without erasure {float(used.clean.mean()):.2f}. Selectivity (below a control "
+        "task) is measured within splits of its own; the accuracy erased is of probes fitted anew.",
+        "",
         "| after layer | accuracy | selectivity | accuracy erased | metric's change, erased [95%] "
         "| random erasures |", "| --- | --- | --- | --- | --- | --- |", *rows, "",
         f"![probe]({role}_probe.png)", "",

@@ -46,7 +46,10 @@ def main() -> None:
         components=[f"layer {a}, head {b}" for a, b in [*((0, h) for h in tellers), *found]],
         experiments=experiments(model, task, tellers, found, args.seed),
         limits=[
-            "How the MLPs contribute was measured by edges only (the report's table).",
+            "Which heads of the first layer carry the values themselves, and what the MLPs "
+            "contribute, was measured by edges only (the report's table).",
+            f"{mechanism.named([(0, head) for head in tellers])} were cut together; what each does "
+            "alone is under Localization.",
             "Prompts with 8 pairs and one query; more pairs and later queries were not tried here.",
             "The model was trained to do this alone: there is no unrelated behaviour to be spared; "
             "attention to another pair's value, cut alike, stands in for it.",
@@ -76,6 +79,7 @@ def experiments(
     answer = ji.logit_diff(task.answers, task.wrong)
     every = ji.product(layer=range(c.n_layers), head=range(c.n_heads))
     zeroed = [ji.zero("z", layer=layer, head=head) for layer, head in found]
+    telling = [ji.zero("z", layer=0, head=head) for head in tellers]
     at = [{"layer": layer, "head": head} for layer, head in found]
     turned = [
         edit for place in at for edit in (
@@ -95,7 +99,8 @@ def experiments(
         ji.Experiment("the value kept from seeing its key by those heads", "effect", clean,
                       [cut(task, "VALUE", "KEY", layer=0, head=h) for h in tellers], answer),
         ji.Experiment("as many other heads zeroed", "control", clean,
-                      claims.random_components(zeroed, c, seed=seed), answer, grid=True),
+                      claims.random_components(zeroed, c, seed=seed, sparing=telling), answer,
+                      grid=True),
         ji.Experiment("the value kept from seeing another key", "control", clean,
                       cut(task, "VALUE", "OTHER_KEY", layer=0), answer, margin=1.0),
         ji.Experiment("attention from the query to another pair's value cut", "control", clean,

@@ -77,9 +77,9 @@ def main() -> None:
         "## What this says, and what it does not", "",
         "The probe says that the polarity of an adjective can be read linearly at the full stop. "
         "Projecting the direction out says how much of the model's own verdict passes along it, "
-        "beside random ones. Steering says how far adding it moves the verdict beyond random "
-        "directions of the same length. None says that the direction means sentiment alone, nor "
-        "that it does so in other text.", "",
+        "beside random ones, at the layers whose loss of unrelated text stays. Steering says how "
+        "far adding it moves the verdict beyond random directions of the same length. None says "
+        "that the direction means sentiment alone, nor that it does so in other text.", "",
     ]  # fmt: skip
     (args.out / "report.md").write_text("\n".join(lines))
     print("\n".join(lines))

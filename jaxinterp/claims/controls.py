@@ -16,7 +16,7 @@ COMPONENT = ("layer", "head", "neuron")  # the axes that name a component
 
 
 def random_components(
-    intervention: Any, config: Config, *, draws: int = 20, seed: int = 0
+    intervention: Any, config: Config, *, draws: int = 20, seed: int = 0, sparing: Any = ()
 ) -> tuple[Edit, ...]:
     """The same edits at as many random other components: a grid of interventions.
 
@@ -24,19 +24,24 @@ def random_components(
     layer and a head (or neuron). In every draw each component moves to one of its own site that no
     edit names and no other of the draw has, with all edits there; positions and values stay. No
     two draws have the same components: there are fewer than ``draws`` where there are no more.
-    Values of other runs are given for all layers, [L B P ...].
+    Values of other runs are given for all layers, [L B P ...]. sparing: edits at other components
+    that no draw has either, such as those of the same claim; a head is one at whatever site.
 
     Raises ``ValueError`` for edits that name no single component, values of one layer only, and
     more components than are left.
     """
-    edits = intervention if isinstance(intervention, (tuple, list)) else (intervention,)
+    edits = _edits(intervention)
     if not edits or draws < 1:
         raise ValueError(f"{len(edits)} edits, draws={draws}: expected at least 1 of each.")
     groups: dict[tuple[str, tuple[str, ...]], dict[tuple[int, ...], list[int]]] = {}
     for i, edit in enumerate(edits):
         axes, component = zip(*_component(edit).items(), strict=True)
         groups.setdefault((edit.site, axes), {}).setdefault(component, []).append(i)
-    free = {group: _others(config, *group, set(members)) for group, members in groups.items()}
+    spared = [_component(edit) for edit in _edits(sparing)]
+    free = {}
+    for (site, axes), members in groups.items():
+        taken = {*members, *(tuple(at.values()) for at in spared if tuple(at) == axes)}
+        free[site, axes] = _others(config, site, axes, len(members), taken)
     rng, out = np.random.default_rng(seed), list(edits)
     count = math.prod(math.comb(len(free[group]), len(groups[group])) for group in groups)
     picks: dict[Any, list[np.ndarray]] = {}
@@ -54,15 +59,19 @@ def random_components(
     return tuple(out)
 
 
+def _edits(given: Any) -> tuple[Edit, ...]:
+    return tuple(given) if isinstance(given, (tuple, list)) else (given,)
+
+
 def _others(
-    config: Config, site: str, axes: tuple[str, ...], taken: set[tuple[int, ...]]
+    config: Config, site: str, axes: tuple[str, ...], n: int, taken: set[tuple[int, ...]]
 ) -> np.ndarray:
-    """The components of a site that are not taken, [n axis]."""
+    """The components of a site that are not taken, [m axis], n at least."""
     sizes = [axis_size(config, SITES[site], axis) or 0 for axis in axes]
     others = [cell for cell in itertools.product(*map(range, sizes)) if cell not in taken]
-    if len(others) < len(taken):
+    if len(others) < n:
         raise ValueError(
-            f"{len(taken)} random components at {site!r} are asked for; {len(others)} are left "
+            f"{n} random components at {site!r} are asked for; {len(others)} are left "
             f"besides those of the intervention (by {', '.join(axes)})."
         )
     return np.array(others)

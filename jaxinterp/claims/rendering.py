@@ -18,6 +18,7 @@ from jaxinterp.claims.words import (
     labels,
     measured,
     short,
+    verdict_of,
 )
 from jaxinterp.report.html import record_rows, render
 from jaxinterp.report.tables import visible
@@ -33,7 +34,6 @@ SECTIONS = {
     "effect": "Causal effect", "control": "Controls", "specificity": "Specificity",
     "localization": "Localization",
 }  # fmt: skip
-WORDS = {"changed": "changed", "unchanged": "unchanged", "unclear": "no effect shown"}
 
 
 def text_of(claim: Claim) -> str:
@@ -122,13 +122,9 @@ def caveats(claim: Claim) -> list[str]:
         if "changed" in verdicts:
             out.append(f"Specificity: {experiment.name!r} is not left alone, it changes too.")
         elif "unclear" in verdicts:
-            out.append(
-                f"Specificity: that {experiment.name!r} is left alone is not shown, only that no "
-                "change is."
-            )
-    for control in claim.of_role("control"):
-        effect = beside(control, claim.of_role("effect"))
-        if effect is not None and "changed" in effect.verdicts():
+            out.append(f"Specificity: {experiment.name!r} {_undecided(experiment)}.")
+    for effect in claim.of_role("effect"):
+        for control in _controls_of(claim, effect) if "changed" in effect.verdicts() else ():
             count = as_far(control, effect)
             if count > CHANCE * len(control):
                 out.append(
@@ -139,6 +135,18 @@ def caveats(claim: Claim) -> list[str]:
         if "changed" not in experiment.verdicts() and not claim.absent:
             out.append(f"Effect: {experiment.name!r} shows none.")
     return out
+
+
+def _undecided(experiment: Experiment) -> str:
+    """Why it is not known to be left alone."""
+    found, margin = experiment.results, experiment.margin
+    words = {
+        verdict_of(found.verdict(i, margin), found.low[i], found.high[i], margin)
+        for i in range(len(experiment))
+    }
+    if "undecided" in words and margin is not None:
+        return f"changes; whether by more than the margin of {short(margin)} is undecided"
+    return "shows no change, but is not shown to be left alone"
 
 
 def _title(claim: Claim) -> str:
@@ -170,9 +178,13 @@ def _results(experiment: Experiment) -> list[str]:
         return [measured(experiment)]
     if _is_average(experiment):
         return [averaged(experiment)]
-    verdicts, names = experiment.verdicts(), labels(experiment)
-    out = [f"{verdicts.count('changed')} of {len(verdicts)} change it; the furthest:"]
+    names, some = labels(experiment), 0 < experiment.verdicts().count("changed") < len(experiment)
+    out = [_counted(experiment) + ("; these first, the furthest:" if some else "; the furthest:")]
     return out + [f"{names[i]}: {measured(experiment, i)}" for i in _strongest(experiment)]
+
+
+def _counted(experiment: Experiment) -> str:
+    return f"{experiment.verdicts().count('changed')} of {len(experiment)} change it"
 
 
 def _beside(claim: Claim, experiment: Experiment) -> list[str]:
@@ -190,13 +202,18 @@ def _controls_of(claim: Claim, experiment: Experiment) -> list[Experiment]:
 
 
 def _strongest(experiment: Experiment) -> list[int]:
-    order = np.argsort(-np.abs(experiment.results.estimate), kind="stable")
+    changed = np.array(experiment.verdicts()) == "changed"
+    if _is_average(experiment):
+        changed[:] = False  # draws of one kind: by size alone
+    order = np.lexsort((-np.abs(experiment.results.estimate), ~changed))
     return [int(i) for i in order[:TOP]]
 
 
 def _block(claim: Claim, experiment: Experiment) -> dict[str, Any]:
     """What the page knows of one experiment."""
-    rows, said = _rows(experiment), _results(experiment)[0].removesuffix("; the furthest:")
+    rows, said = _rows(experiment), _results(experiment)[0]
+    if len(experiment) > 1 and not _is_average(experiment):
+        said = _counted(experiment)  # the rows say which
     for control in _controls_of(claim, experiment):
         first, *more = _rows(control)[:2]
         rows.append({**first, "beside": True})
@@ -223,15 +240,17 @@ def _block(claim: Claim, experiment: Experiment) -> dict[str, Any]:
 
 def _rows(experiment: Experiment) -> list[dict[str, Any]]:
     """A row of the page for each intervention that is shown, the mean of draws first."""
-    found, names, out = experiment.results, labels(experiment), []
+    found, names, margin = experiment.results, labels(experiment), experiment.margin
+    out = []
     if _is_average(experiment):
         mean = f"{experiment.name}: mean of {len(experiment)}"
-        verdict = found.verdict_of_average(experiment.margin)
-        out.append(_row(mean, *found.average, None, verdict))
+        said = verdict_of(found.verdict_of_average(margin), *found.average[1:], margin)
+        out.append(_row(mean, *found.average, None, said))
     for i in _strongest(experiment):
-        verdict = found.verdict(i, experiment.margin)
+        estimate, low, high = found.estimate[i], found.low[i], found.high[i]
+        said = verdict_of(found.verdict(i, margin), low, high, margin)
         p = None if found.p is None else float(found.p[i])
-        row = _row(names[i], found.estimate[i], found.low[i], found.high[i], p, verdict)
+        row = _row(names[i], estimate, low, high, p, said)
         if len(experiment) == 1:
             row["dots"] = [float(f"{x:.4g}") for x in (found.values[0] - found.without)[:DOTS]]
         out.append(row)
@@ -244,5 +263,5 @@ def _row(
     return {
         "label": label, "estimate": float(estimate), "low": float(low), "high": float(high),
         "said": interval(estimate, low, high), "p": None if p is None else short(p),
-        "verdict": WORDS[verdict], "changed": verdict == "changed",
+        "verdict": verdict, "changed": verdict == "changed",
     }  # fmt: skip

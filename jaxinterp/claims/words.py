@@ -30,7 +30,8 @@ def heading(experiment: Experiment) -> str:
     if not experiment.grid:
         return in_words(experiment.intervention)
     said = _sentence(_nth(experiment, 0), with_places=False)
-    return f"{len(experiment)} interventions: {said}"
+    shared = ", ".join(_shared(_each(experiment)))
+    return f"{len(experiment)} interventions: {said}" + (f" at {shared}" if shared else "")
 
 
 def labels(experiment: Experiment) -> list[str]:
@@ -39,8 +40,9 @@ def labels(experiment: Experiment) -> list[str]:
         return [experiment.name]
     if experiment.names:
         return list(experiment.names)
-    each = [_nth(experiment, i) for i in range(len(experiment))]
-    places = [_places(edits) for edits in each]
+    each = _each(experiment)
+    shared = _shared(each)
+    places = [_places(edits, without=shared) for edits in each]
     for out in (places, [_sentence(edits, with_places=True) for edits in each]):
         if len(set(out)) == len(out) and all(out):
             return out
@@ -116,6 +118,13 @@ def beside(control: Experiment, effects: Iterable[Experiment]) -> Experiment | N
     return None
 
 
+def verdict_of(verdict: str, low: float, high: float, margin: float | None) -> str:
+    """A verdict in a word or two."""
+    if verdict != "unclear":
+        return verdict
+    return "undecided" if margin is not None and not low <= 0 <= high else "no effect shown"
+
+
 def _reason(
     experiment: Experiment, verdict: str, low: float, high: float, p: float | None = None
 ) -> str:
@@ -130,6 +139,16 @@ def _reason(
     if p is not None and not p < 1 - found.level:
         return f"no effect shown, chance among {len(experiment)} is not ruled out"
     return "no effect shown, the interval reaches into rounding"
+
+
+def _each(experiment: Experiment) -> list[list[Any]]:
+    return [_nth(experiment, i) for i in range(len(experiment))]
+
+
+def _shared(each: list[list[Any]]) -> list[str]:
+    """The places that all edits of all interventions have in common, if there are several."""
+    parts = [_parts(edit) for edits in each for edit in edits]
+    return [part for part in parts[0] if len(each) > 1 and all(part in other for other in parts)]
 
 
 def _nth(experiment: Experiment, i: int) -> list[Any]:
@@ -155,9 +174,10 @@ def _sentence(edits: list[Any], with_places: bool) -> str:
     return "; ".join(parts)
 
 
-def _places(edits: list[Any]) -> str:
+def _places(edits: list[Any], without: list[str]) -> str:
     several = len({getattr(edit, "site", "") for edit in edits}) > 1
-    named = [f"{edit.site} {_place(edit)}" if several else _place(edit) for edit in edits]
+    own = [", ".join(part for part in _parts(edit) if part not in without) for edit in edits]
+    named = [f"{edit.site} {at}" if several else at for edit, at in zip(edits, own, strict=True)]
     return " and ".join(dict.fromkeys(place for place in named if place))
 
 
@@ -185,10 +205,14 @@ def _verb(edit: Any) -> str:
 
 def _place(edit: Any) -> str:
     """ "layer 1, head 4"; "" for everywhere."""
+    return ", ".join(_parts(edit))
+
+
+def _parts(edit: Any) -> list[str]:
     where = getattr(edit, "where", None)
     if not isinstance(where, Where):
-        return ""
-    return ", ".join(_along(axis, np.asarray(unshare(index))) for axis, index in where.items())
+        return []
+    return [_along(axis, np.asarray(unshare(index))) for axis, index in where.items()]
 
 
 def _along(axis: str, index: np.ndarray) -> str:

@@ -88,7 +88,7 @@ function block(experiment) {
   if (note) article.append(make("p", { class: "did" }, note));
   for (const text of said) article.append(make("p", { class: "did" }, `${text[0].toUpperCase()}${minus(text.slice(1))}.`));
   article.append(forest(experiment));
-  if (more) article.append(make("p", { class: "hint" }, `${more} more move it less.`));
+  if (more) article.append(make("p", { class: "hint" }, `${more} more are not shown.`));
   if (experiment.prompts) article.append(prompts(experiment.prompts));
   return article;
 }

@@ -59,7 +59,7 @@ def draw_circuit(
     rows = sorted({y for _, y in places.values()})
     widest = max(sum(y == row for _, y in places.values()) for row in rows)
     figure = Figure(
-        figsize=(max(5.0, 0.95 * widest + 2), max(3.0, 0.62 * len(rows) + 1.4)),
+        figsize=(max(5.0, 0.95 * widest + 2), max(3.0, 0.46 * len(rows) + 1.4)),
         layout="constrained", facecolor="white",
     )  # fmt: skip
     axes = figure.subplots()
@@ -130,8 +130,8 @@ def draw_arrow(
     axes.annotate(
         "", end, begin, zorder=1,
         arrowprops={
-            "arrowstyle": "-", "color": colour, "lw": 0.4 + 2.6 * share, "shrinkA": 8, "shrinkB": 8,
-            "alpha": 0.25 + 0.65 * share, "linestyle": "--" if negative else "-",
+            "arrowstyle": "-", "color": colour, "lw": 0.7 + 2.6 * share, "shrinkA": 8, "shrinkB": 8,
+            "alpha": 0.35 + 0.6 * share, "linestyle": "--" if negative else "-",
             "connectionstyle": f"arc3,rad={bend}",
         },
     )  # fmt: skip

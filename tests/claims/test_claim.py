@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.claims import Claim, Experiment, random_components
+from jaxinterp.claims import Claim, Experiment, Found, random_components
+from jaxinterp.claims.experiment import measure
 from jaxinterp.handbuilt import previous_token_induction
 from jaxinterp.results import weights_digest
 from jaxinterp.stats import bootstrap, holm, paired_permutation
@@ -351,6 +352,61 @@ def test_other_json_is_refused():
 def test_a_text_and_a_page_are_written(tmp_path):
     assert claim().save(tmp_path / "c.txt").read_text() == claim().text()
     assert claim().save(tmp_path / "c.html").read_text() == claim().html()
+
+
+def beside_others(*given):
+    return dataclasses.replace(claim(), experiments=[*claim().experiments, *given])
+
+
+def test_what_all_of_a_grid_share_is_said_once():
+    heads = ji.zero("z", **ji.product(layer=[1], head=range(4)))
+    grid = Experiment("heads of layer 1", "localization", pairs().clean, heads, metric(), grid=True)
+    text = beside_others(measure(grid, model(), level=0.95, resamples=200, seed=5)).text()
+    assert "4 interventions: zero z at layer 1." in " ".join(text.split())
+    own = text[text.index("heads of layer 1") :]
+    assert "\n    head 0: changes logit_diff" in own
+    assert "8 interventions: zero z." in text  # theirs are of both layers
+    assert "layer 1, head 0: changes" in text
+
+
+def test_what_changed_stands_before_what_is_larger_and_not_clear():
+    noise = np.random.default_rng(0).normal(size=N)
+    values = np.stack([100 * (noise - noise.mean()), 0.5 + 0.01 * noise, *np.zeros((6, N))])
+    found = Found(np.zeros(N), values, 0.95, 200, 0)
+    grid = dataclasses.replace(claim()["every head"], name="made up", found=found)
+    own = beside_others(grid).text().split("made up")[1]
+    assert "1 of 8 change it; these first, the furthest:\n    layer 0, head 1: changes" in own
+    assert own.index("head 1: changes") < own.index("layer 0, head 0: no effect shown")
+
+
+def test_a_change_across_the_margin_is_undecided_and_none_is_not_shown():
+    noise = np.random.default_rng(0).normal(size=N)
+    elsewhere, nowhere = (
+        dataclasses.replace(
+            claim()["zero the head"], name=name, role="specificity", margin=1.0,
+            found=Found(np.zeros(N), shift + noise[None] - noise.mean(), 0.95, 200, 0),
+        )
+        for name, shift in (("elsewhere", 1.0), ("nowhere", 0.2))
+    )  # fmt: skip
+    assert 0 < elsewhere.found.low[0] < 1 < elsewhere.found.high[0]
+    given = beside_others(elsewhere, dataclasses.replace(nowhere, margin=0.1))
+    text = " ".join(given.text().split())
+    assert "Specificity: 'elsewhere' changes; whether by more than the margin of 1 is und" in text
+    assert nowhere.found.low[0] < 0 < 0.1 < nowhere.found.high[0]
+    assert "Specificity: 'nowhere' shows no change, but is not shown to be left alone" in text
+    assert '"verdict": "undecided"' in given.html().replace('":"', '": "')
+
+
+def test_controls_are_held_against_every_effect():
+    little = Experiment(
+        "a little less", "effect", pairs().clean, ji.scale("z", 0.97, layer=1, head=0), metric()
+    )
+    little = measure(little, model(), level=0.95, resamples=200, seed=5)
+    assert little.verdicts() == ["changed"]
+    as_far = np.abs(claim()["random heads"].found.estimate) >= np.abs(little.found.estimate[0])
+    assert as_far.any()
+    text = " ".join(beside_others(little).text().split())
+    assert f"{as_far.sum()} of 7 of 'random heads' move the metric as far as 'a little" in text
 
 
 def test_a_grid_may_name_its_interventions():

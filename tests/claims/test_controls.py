@@ -59,6 +59,17 @@ def test_edits_at_one_component_move_together():
     assert not {(1, 0), (1, 2)} & set(map(tuple, cells.reshape(-1, 2).tolist()))
 
 
+def test_others_of_the_claim_are_spared():
+    other = [ji.replace("pattern", 0.0, layer=1, head=0), ji.zero("mlp_out", layer=0)]
+    cells = drawn(random_components(HEADS, CONFIG, draws=200, sparing=other), "layer", "head")
+    assert len(cells) == 36  # all pairs of 9
+    found = set(map(tuple, cells.reshape(-1, 2).tolist()))
+    assert found == set(itertools.product(range(3), range(4))) - {(0, 1), (2, 3), (1, 0)}
+    rest = [ji.zero("mlp_out", layer=layer) for layer in (0, 2)]
+    with pytest.raises(ValueError, match="1 random components at 'mlp_out' are asked for; 0"):
+        random_components(ji.zero("mlp_out", layer=1), CONFIG, sparing=rest)
+
+
 def test_values_and_positions_stay():
     z = donor("llama")["z"]
     edit = ji.replace("z", z, layer=0, head=1, position=np.array([2, 4]))
