@@ -164,6 +164,12 @@ class Edit(struct.PyTreeNode):
         sizes |= dict.fromkeys(("position", "source"), tokens.shape[1])
         for axis, index in self.where.items():
             index = unshare(index)
+            kind = np.dtype(getattr(index, "dtype", None) or np.asarray(index).dtype)
+            if kind.kind not in "iub" or (kind.kind == "b" and np.ndim(index) == 0):
+                raise ValueError(
+                    f"{axis}={index!r} at {self.site!r}: expected a whole number, an array of them "
+                    f"for a grid, or a bool mask along the {axis} axis."
+                )
             if isinstance(index, jax.core.Tracer):
                 continue
             index, size = np.asarray(index), sizes[axis] or 0
@@ -178,6 +184,18 @@ class Edit(struct.PyTreeNode):
                 raise ValueError(
                     f"{axis} {bad} is out of range at {self.site!r}: "
                     f"expected 0 to {size - 1}{_HINTS.get(axis, '')}."
+                )
+
+    def check_single(self) -> None:
+        """Refuse a grid where one experiment is asked for."""
+        for axis, index in self.where.items():
+            index = unshare(index)
+            mask = np.dtype(getattr(index, "dtype", int)) == bool
+            if axis in ("layer", "head", "neuron") and np.ndim(index) > mask:
+                raise ValueError(
+                    f"{axis} at {self.site!r} has shape {list(np.shape(index))}: a leading axis is "
+                    "a grid of experiments, for jaxinterp.sweep (grid=True in a claim's "
+                    "Experiment). For all of them at once give a bool mask."
                 )
 
     def begins(self, config: Config) -> tuple[Any, Any]:

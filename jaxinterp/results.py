@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,12 @@ def share(result: xr.DataArray, prompts: str = "mean") -> xr.DataArray:
     if prompts == "mean":
         clean, corrupted, value = clean.mean(), corrupted.mean(), result.mean("prompt")
     gap = clean - corrupted
+    if not (gap != 0).any():
+        warnings.warn(
+            "The metric of clean and corrupted prompts is the same: there is no share, all is NaN. "
+            "Are the prompts alike, or does the metric not tell them apart?",
+            stacklevel=2,
+        )
     out = (value - corrupted) / gap.where(gap != 0)
     return out.rename(f"{result.name}_share").assign_attrs(result.attrs)
 

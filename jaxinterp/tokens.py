@@ -250,7 +250,7 @@ class Tokenizer:
         Raises ``ValueError`` naming the pieces, and the remedy, when it is not one token.
         """
         ids = self._pieces(text)
-        if len(ids) == 1 and not self._unknown(ids[0]):
+        if len(ids) == 1 and not self.is_unknown(ids[0]):
             return ids[0]
         where = self.name or "this tokenizer"
         what = f"is {len(ids)} tokens in {where}: {self.str_tokens(ids)}"
@@ -258,11 +258,12 @@ class Tokenizer:
         leads = text.startswith(" ")
         other, remedy = text[1:] if leads else f" {text}", "Choose another word."
         ids = self._pieces(other)
-        if len(ids) == 1 and not self._unknown(ids[0]):
+        if len(ids) == 1 and not self.is_unknown(ids[0]):
             remedy = f"{other!r}, {'without its' if leads else 'with a'} leading space, is one."
         raise ValueError(f"{text!r} {what}. {remedy}")
 
-    def _unknown(self, token: int) -> bool:
+    def is_unknown(self, token: int) -> bool:
+        """Whether this id stands for text that the tokenizer has no token for."""
         unk = getattr(self.backend.model, "unk_token", None)
         return self.backend.id_to_token(token) in {unk, "<unk>", "[UNK]"}
 

@@ -101,6 +101,8 @@ def main() -> None:
                                 args),
         limits=[
             "How the model computes the board from the moves.",
+            "What probes read of other squares after the last layers is disturbed (the table), "
+            "though the moves are as they should be.",
             "That nothing else carries it, and that squares lie independent of one another in the "
             "stream: one disc was changed at a time.",
             "An edited board need not be one that a game can reach. All games are random ones: "
@@ -236,7 +238,7 @@ def measures(cases: Cases, threshold: float) -> dict[str, ji.Metric]:
     return {
         "edited": boards.wrong_moves(after),
         "changed": boards.wrong_moves(after, changed),
-        "unchanged": boards.wrong_moves(after, ~changed),
+        "unchanged": boards.told_apart(after & before, ~after & ~before),
         "threshold": above(after, threshold),
         "before": boards.wrong_moves(before),
     }
@@ -319,7 +321,8 @@ def experiments(
                                                            pushes.shape[-1]))  # fmt: skip
     random *= lengths[:, None, None, None] / np.linalg.norm(random, axis=-1, keepdims=True)
     exact = boards.legal_sets(cases.after)
-    same = boards.wrong_moves(cases.after, cases.after == cases.positions.legal)
+    before = cases.positions.legal
+    same = boards.told_apart(cases.after & before, ~cases.after & ~before)
     edit = ji.add("resid_post", pushes, layer=layers >= begin, position=at)
     return [
         ji.Experiment(
@@ -339,8 +342,8 @@ def experiments(
             exact, grid=True, note="As long as the pushes are on average, layer by layer.",
         ),
         ji.Experiment("a disc changes hands: moves it does not concern", "specificity", tokens,
-                      edit, same, margin=0.5, note="Wrong ones among those legal, or not, in "
-                      "both boards."),
+                      edit, same, margin=0.05, note="1 where all that stay legal are likelier than "
+                      "all that stay illegal."),
     ]  # fmt: skip
 
 
@@ -353,7 +356,7 @@ def effects(
     def row(edit: str) -> str:
         own = data.sel(edit=edit)
         shares = {
-            "none": own.edited == 0, "changed": own.changed == 0, "unchanged": own.unchanged == 0,
+            "none": own.edited == 0, "changed": own.changed == 0, "unchanged": own.unchanged,
             "nearer": own.edited < own.before, "threshold": own.threshold == 0,
         }  # fmt: skip
         columns = [own.edited, own.before, *shares.values()]
@@ -384,9 +387,11 @@ def effects(
             for f, shares in zip(FACTORS, tried, strict=True)
         ), "",
         f"Chosen by these shares: {where}. On {data.sizes['prompt']} other cases [95% over cases]; "
-        "wrong moves are those falsely predicted and those falsely not:", "",
+        "wrong moves are those falsely predicted and those falsely not; moves that the edit does "
+        "not concern are told apart where all that stay legal are likelier than all that stay "
+        "illegal:", "",
         "| edit | wrong moves, edited board | wrong moves, board as it was | exactly the edited "
-        "board's | all moves that change are right | all moves that do not are right | fewer "
+        "board's | all moves that change are right | those that do not are told apart | fewer "
         "wrong for the edited board than for the board as it was | exactly the edited board's, by "
         f"probability above {threshold:.3f} |", "| --- |" + " --- |" * 7,
         *map(row, data.edit.values.tolist()), "",

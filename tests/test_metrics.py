@@ -334,6 +334,8 @@ def test_bad_arguments_are_refused(model):
         metrics.evaluate(metrics.logit(V), model, batch())
     with pytest.raises(ValueError, match="position 4 of prompt 1, which has 4 tokens"):
         metrics.evaluate(metrics.logit([1], 4), model, batch("left"))
+    with pytest.raises(TypeError, match=r"is not a metric: .*jaxinterp.metric\(function\)"):
+        metrics.evaluate(lambda logits: logits[:, 0, 0], model, batch())
     headless = init(model.config.replace(head="none"), jax.random.key(0))
     with pytest.raises(ValueError, match="no unembedding"):
         metrics.evaluate(metrics.logit([1]), headless, batch())

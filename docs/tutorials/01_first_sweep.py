@@ -6,7 +6,7 @@
 # first run into the second, and see how much of the first one's answer comes back. A sweep does
 # that for every layer and position.
 #
-# The model is SmolLM2-135M-Instruct, a real one, fetched once (93 MB).
+# The model is SmolLM2-135M-Instruct, a real one, fetched once (98 MB).
 
 # %%
 import numpy as np

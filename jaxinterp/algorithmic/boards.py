@@ -203,6 +203,14 @@ def legal_sets(legal: Any) -> Metric:
     return metric(all_legal, data=(np.asarray(legal, bool),))
 
 
+def told_apart(legal: Any, illegal: Any) -> Metric:
+    """1 where each of some legal moves is likelier than all of some illegal ones, else 0.
+
+    legal, illegal: bool [n 36]; 1 where either has none.
+    """
+    return metric(all_above, data=(np.asarray(legal, bool), np.asarray(illegal, bool)))
+
+
 def missed_moves(logits: jax.Array, legal: jax.Array, scored: jax.Array) -> jax.Array:
     """The function of `wrong_moves`: logits [B 1 36], legal and scored bool [B 36] to [B]."""
     z = logits[:, 0]
@@ -214,6 +222,13 @@ def missed_moves(logits: jax.Array, legal: jax.Array, scored: jax.Array) -> jax.
 def all_legal(logits: jax.Array, legal: jax.Array) -> jax.Array:
     """The function of `legal_sets`: logits [B 1 36], legal bool [B 36] to [B]."""
     return (missed_moves(logits, legal, jnp.ones_like(legal)) == 0).astype(logits.dtype)
+
+
+def all_above(logits: jax.Array, legal: jax.Array, illegal: jax.Array) -> jax.Array:
+    """The function of `told_apart`: logits [B 1 36], legal and illegal bool [B 36] to [B]."""
+    z = logits[:, 0]
+    lowest = jnp.where(legal, z, jnp.inf).min(-1)
+    return (lowest > jnp.where(illegal, z, -jnp.inf).max(-1)).astype(logits.dtype)
 
 
 def drawn(state: Any) -> str:

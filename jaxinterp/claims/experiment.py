@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args
 
-import jax
 import numpy as np
 
 from jaxinterp.claims.plain import held, to_plain
-from jaxinterp.interventions import Where, unshare
 from jaxinterp.metrics import evaluate
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.stats import bootstrap, holm, paired_permutation
@@ -187,14 +185,11 @@ class Experiment:
             )
 
     def _refuse_grids(self) -> None:
-        for node in jax.tree.leaves(self.intervention, is_leaf=lambda n: isinstance(n, Where)):
-            for axis, index in node.items() if isinstance(node, Where) else ():
-                index = np.asarray(unshare(index))
-                if axis in ("layer", "head", "neuron") and index.ndim > (index.dtype == bool):
-                    raise ValueError(
-                        f"{self.name!r} names {axis}s of shape {list(index.shape)}: say grid=True "
-                        "for one intervention each, or give a bool mask for all of them at once."
-                    )
+        for edit in self.intervention:
+            try:
+                edit.check_single()
+            except ValueError as error:
+                raise ValueError(f"{self.name!r} is no single experiment: {error}") from error
 
     def __len__(self) -> int:
         """The number of interventions."""

@@ -29,7 +29,8 @@ class Job:
 
     Args:
         model: A built-in name, hub id, local folder, .gguf file or checkpoint.
-        task: The task's name.
+        task: One of docstring, factual_recall, gendered_pronouns, greater_than, induction, ioi,
+            multiple_choice, subject_verb_agreement.
         n: Number of prompts.
         seed: Seed of the prompts.
         corruption: How the corrupted prompts differ; by default as the task has it.
@@ -43,7 +44,7 @@ class Job:
     seed: int = 0
     corruption: str = ""
     batch: int = 8
-    out: Path = Path()
+    out: Path | None = None
 
     def start(self, command: str) -> Setting:
         """Check, load and make the prompts. Raises ``ValueError`` for bad choices."""
@@ -55,7 +56,7 @@ class Job:
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: a seed is 0 or more.")
         started = time.perf_counter()
-        out = self.out if self.out != Path() else Path("runs") / command
+        out = self.out or Path("runs") / command
         writable_folder(out)
         say(f"Loading {self.model}")
         net, tokenizer = loading.load(self.model)

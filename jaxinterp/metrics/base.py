@@ -128,6 +128,11 @@ def check_metric(metric: Metric, model: Model, tokens: Tokens) -> None:
     """Refuse a metric whose tokens or positions do not exist; ``check`` is optional."""
     if model.config.head == "none":
         raise ValueError(f"{model.name} has no unembedding: a metric of logits needs one.")
+    if not isinstance(metric, Metric):
+        raise TypeError(
+            f"{metric!r} is not a metric: make one of your function of logits [B 1 V] with "
+            "jaxinterp.metric(function)."
+        )
     check = getattr(metric, "check", None)
     if check is not None:
         check(model.config, tokens)

@@ -28,16 +28,39 @@ from jaxinterp.model.parts import activation, einsum, normalize, softcap
 from jaxinterp.model.taps import Frame, Intervention, Tap, as_interventions
 
 
+@jax.tree_util.register_pytree_with_keys_class
+class Activations(dict[str, jax.Array]):
+    """Recorded values by site. TransformerLens's names are understood: one layer of them."""
+
+    def __missing__(self, name: str) -> jax.Array:
+        try:
+            site, layer = sites.parse(name)
+        except ValueError as error:
+            raise KeyError(str(error)) from error
+        if site not in self:
+            has = ", ".join(self) or "nothing"
+            raise KeyError(f"{name!r} was not recorded, {has} was: name it in record=.")
+        return self[site] if layer is None else self[site][layer]
+
+    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, jax.Array]], tuple[str, ...]]:
+        names = tuple(sorted(self))
+        return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Any]) -> Activations:
+        return cls(zip(names, values, strict=True))
+
+
 class Output(struct.PyTreeNode):
     """What `forward` returns.
 
     logits: [B P V] (None for a model without an unembedding). activations: recorded values
     by site, stacked over layers where the site is layered: ``activations["z"]`` is
-    [L B P H K].
+    [L B P H K], ``activations["blocks.3.attn.hook_z"]`` its layer 3.
     """
 
     logits: jax.Array | None
-    activations: dict[str, jax.Array]
+    activations: Activations
 
 
 def embed(
@@ -162,7 +185,7 @@ def forward(
 
     tokens: token ids [B P] or [P], or `Tokens` (which carries padding).
     interventions: one intervention or a tuple of them, applied in order at each site.
-    record: the sites to return, by our or TransformerLens's names.
+    record: the sites to return, by our or TransformerLens's names; all layers of each.
 
     Raises ``ValueError`` for a site the architecture lacks, an index out of range, tokens
     outside the vocabulary or prompts longer than learned positions reach.
@@ -181,14 +204,18 @@ def _forward(
     x, first = embed(model, tokens, interventions, record)
     x, middle = run_layers(model, x, tokens, interventions=interventions, record=record)
     logits, last = unembed(model, x, Frame(tokens.positions), interventions, record)
-    return Output(logits, {**first, **middle, **last})
+    return Output(logits, Activations({**first, **middle, **last}))
 
 
 def check_record(config: Config, record: Iterable[str]) -> tuple[str, ...]:
     """Own names of the sites to record; every one exists in the architecture."""
     if isinstance(record, str):
         record = (record,)
-    names = tuple(sites.parse(name)[0] for name in record)
-    for name in names:
+    names = []
+    for given in record:
+        name, layer = sites.parse(given)
         sites.require(config, name)
-    return names
+        if layer is not None and layer >= config.n_layers:
+            raise ValueError(f"{given!r}: the model has layers 0 to {config.n_layers - 1}.")
+        names.append(name)
+    return tuple(dict.fromkeys(names))

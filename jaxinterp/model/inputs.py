@@ -73,7 +73,7 @@ def as_tokens(tokens: Any) -> Tokens:
 
     Raises ``ValueError`` for an empty batch, wrong rank or a non-integer dtype.
     """
-    ids = tokens.ids if isinstance(tokens, Tokens) else jnp.asarray(tokens)
+    ids = tokens.ids if isinstance(tokens, Tokens) else _ids(tokens)
     if ids.ndim == 3 and jnp.issubdtype(ids.dtype, jnp.floating):
         return as_tokens(jnp.zeros(ids.shape[:2], jnp.int32)).replace(values=ids)
     if ids.ndim == 1:
@@ -88,6 +88,17 @@ def as_tokens(tokens: Any) -> Tokens:
         return tokens
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32), ids.shape)
     return Tokens(ids, positions)
+
+
+def _ids(tokens: Any) -> jax.Array:
+    """An array of what is given, unless it is text or ragged."""
+    if not isinstance(tokens, jax.Array):
+        words = [tokens] if isinstance(tokens, str) else tokens
+        if isinstance(words, (list, tuple)) and any(isinstance(word, str) for word in words):
+            raise ValueError(
+                f"tokens are text, {words[0]!r}...: make ids of it, tokenizer({list(words)[:1]!r})."
+            )
+    return jnp.asarray(tokens)
 
 
 def check_tokens(config: Config, tokens: Tokens) -> None:

@@ -78,9 +78,18 @@ class At:
         ``values`` may be stacked over layers, as `forward` records them, or belong to one
         layer; positions that this run does not hold are left out. Anything of fewer axes
         is broadcast as NumPy would.
+
+        Raises ``ValueError`` for values stacked over another number of layers.
         """
         if values.ndim == len(self.axes) + 1:
-            values = values[self.layer]
+            if self.layer is None or len(values) != self.config.n_layers:
+                has = "no layers" if self.layer is None else f"{self.config.n_layers} layers"
+                raise ValueError(
+                    f"The values for {self.site!r} are stacked over {len(values)} layers, "
+                    f"{list(values.shape)}; it has {has}: give them as `forward` records them, or "
+                    "those of one layer."
+                )
+            values = values[self.layer]  # a traced index would be clamped, not refused
         if values.ndim == len(self.axes):
             axis = self.axes.index("position")
             if values.shape[axis] > 1:
@@ -100,14 +109,17 @@ class Intervention(Protocol):
         """The value [B ...] (axes: ``at.axes``), changed or not; called at its ``sites`` alone."""
 
 
-def as_interventions(config: Config, given: Any, tokens: Tokens) -> tuple[Intervention, ...]:
+def as_interventions(
+    config: Config, given: Any, tokens: Tokens, *, grid: bool = False
+) -> tuple[Intervention, ...]:
     """A flat tuple of interventions, each checked against the model and the tokens.
 
     Raises ``TypeError`` for what is not an intervention and ``ValueError`` for one that
-    names a site the architecture lacks or an index out of range.
+    names a site the architecture lacks or an index out of range, and for a grid of them where
+    none is asked for.
     """
     if isinstance(given, (tuple, list)):
-        return tuple(i for each in given for i in as_interventions(config, each, tokens))
+        return tuple(i for each in given for i in as_interventions(config, each, tokens, grid=grid))
     if not isinstance(given, Intervention) or not callable(given):
         raise TypeError(
             f"{given!r} is not an intervention: it needs `sites` (a tuple of site names) "
@@ -115,9 +127,10 @@ def as_interventions(config: Config, given: Any, tokens: Tokens) -> tuple[Interv
         )
     for site in given.sites:
         require(config, site)
-    check = getattr(given, "check", None)
-    if check is not None:
-        check(config, tokens)
+    if hasattr(given, "check"):
+        given.check(config, tokens)
+    if not grid and hasattr(given, "check_single"):
+        given.check_single()
     return (given,)
 
 

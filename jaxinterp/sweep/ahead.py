@@ -40,7 +40,7 @@ def plan(
     Raises ``ValueError`` as `sweep` does.
     """
     tokens = as_tokens(tokens)
-    interventions = as_interventions(model.config, grid, tokens)
+    interventions = as_interventions(model.config, grid, tokens, grid=True)
     check_metric(metric, model, tokens)
     mesh = None if mesh is None else checked(mesh)
     made = plan_of(model, tokens, interventions, metric, chunk=chunk, memory=memory, mesh=mesh)

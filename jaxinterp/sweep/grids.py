@@ -18,6 +18,11 @@ def split_grid(grid: Any) -> tuple[list[Any], Callable[[list[Any]], Any], int]:
     """
     leaves, treedef = jax.tree.flatten(grid, is_leaf=is_shared)
     mapped = [i for i, leaf in enumerate(leaves) if not is_shared(leaf)]
+    if mapped and not any(np.ndim(leaves[i]) for i in mapped):
+        raise ValueError(
+            "No part of the grid has a leading experiment axis: there is nothing to sweep. For "
+            "one experiment use forward or evaluate; for a grid give arrays, layer=[0, 1, 2]."
+        )
     lengths = {np.shape(leaves[i])[0] if np.ndim(leaves[i]) else -1 for i in mapped}
     if len(lengths) != 1 or -1 in lengths:
         raise ValueError(

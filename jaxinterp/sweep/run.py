@@ -82,7 +82,7 @@ def sweep(
     what was done. on_chunk: called with the number of experiments done after each call.
     """
     tokens = as_tokens(tokens)
-    interventions = as_interventions(model.config, grid, tokens)
+    interventions = as_interventions(model.config, grid, tokens, grid=True)
     check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
     _, _, n_experiments = split_grid(interventions)

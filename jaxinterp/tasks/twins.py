@@ -103,6 +103,16 @@ def distinct(n: int, possible: int, make: Callable[[int], Twins]) -> list[Twins]
     return list(drawn.values())
 
 
+def _refuse_unknown(name: str, tokenizer: Tokenizer, text: str, ids: Sequence[int]) -> None:
+    bad = [i for i, t in enumerate(ids) if t != tokenizer.bos and tokenizer.is_unknown(t)]
+    if bad:
+        raise ValueError(
+            f"{tokenizer!r} does not know token {bad[0]} of {text!r}, a prompt of {name}: take a "
+            "model of English text, or, for a small model, the task of its own world "
+            "(jaxinterp.algorithmic)."
+        )
+
+
 def build(
     name: str,
     tokenizer: Tokenizer,
@@ -116,8 +126,8 @@ def build(
 ) -> Task:
     """The task of these pairs; END is each prompt's last token.
 
-    Raises ``ValueError`` for roles or answers that are not one token where they stand, and
-    for twins of different length.
+    Raises ``ValueError`` for roles or answers that are not one token where they stand, for twins
+    of different length, and for text that the tokenizer does not know.
     """
     clean = tokenizer([pair.clean for pair in pairs], add_bos=prepend_bos)
     roles: dict[str, list[int]] = {}
@@ -131,6 +141,8 @@ def build(
                 f"{name} has no aligned positions with {tokenizer!r}: {pair.clean!r} has "
                 f"{len(ids)} tokens, its corrupted twin {pair.corrupted!r} {len(other)}."
             )
+        _refuse_unknown(name, tokenizer, pair.clean, ids)
+        _refuse_unknown(name, tokenizer, pair.corrupted, other)
         found = {}
         for role, span in pair.spans.items():
             found[role] = position(tokenizer, pair.clean, span, role, prepend_bos)

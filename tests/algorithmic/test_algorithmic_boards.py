@@ -239,6 +239,14 @@ def test_predicted_moves_are_as_many_as_the_legal_ones():
     assert (boards.wrong_moves(legal)(given, tokens) == wrong[0]).all()
     assert (boards.wrong_moves(legal, scored)(given, tokens) == wrong[1]).all()
     assert (boards.legal_sets(legal)(given, tokens) == (wrong[0] == 0)).all()
+    some, others = legal & scored, ~legal & scored
+    apart = [
+        all(a > b for a in z[yes].tolist() for b in z[no].tolist())
+        for z, yes, no in zip(logits, some, others, strict=True)
+    ]
+    assert 3 < sum(apart) < len(apart)
+    assert (boards.told_apart(some, others)(given, tokens) == np.array(apart)).all()
+    assert (boards.told_apart(some, ~legal & False)(given, tokens) == 1).all()
 
 
 def test_squares_by_name():

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from flax import struct
 from oracle import assert_near, batch
-from small_models import OTHER, PROMPTS, ragged, small_model
+from small_models import DIFF, OTHER, PROMPTS, ragged, small_model
 
-from jaxinterp.interventions import replace, scale, zero
+from jaxinterp.interventions import Shared, replace, scale, zero
 from jaxinterp.model import SITES, Tokens, as_tokens, forward
 from jaxinterp.model.sites import parse
+from jaxinterp.sweep import sweep
 
 
 class Double(struct.PyTreeNode):
@@ -145,11 +146,39 @@ def test_an_unknown_site_is_an_error():
         ("pattern", {"source": 7}, "source 7 is out of range"),
         ("z", {"layer": np.ones(2, bool)}, "layer mask of 'z' has 2 entries, expected 3"),
         ("v", {"head": np.ones(4, bool)}, "head mask of 'v' has 4 entries, expected 2"),
+        ("z", {"layer": 1.5}, "layer=1.5 at 'z': expected a whole number"),
+        ("z", {"head": np.array([0.0, 1.0])}, "head=array.*expected a whole number"),
+        ("z", {"position": "1"}, "position='1' at 'z': expected a whole number"),
+        ("z", {"layer": True}, "layer=True at 'z'.*bool mask along the layer axis"),
+        ("z", {"layer": [0, 1]}, r"layer at 'z' has shape \[2\]: .*sweep.*a bool mask"),
+        ("z", {"head": np.ones((3, 4), bool)}, r"head at 'z' has shape \[3, 4\]"),
     ],
 )
 def test_an_index_out_of_range_is_an_error(site, where, message):
     with pytest.raises(ValueError, match=message):
         forward(small_model("llama"), PROMPTS, zero(site, **where))
+
+
+def test_a_traced_index_that_is_no_whole_number_is_an_error():
+    model = small_model("gpt2")
+    with pytest.raises(ValueError, match=r"layer=.*expected a whole number"):
+        jax.jit(lambda layer: forward(model, PROMPTS, zero("z", layer=layer)).logits)(1.0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_values_of_other_layers_are_an_error(n):
+    # They would be clamped: layer 2 would silently get the value of layer 1.
+    model = small_model("gpt2")  # 3 layers
+    value = forward(model, PROMPTS, record="resid_post").activations["resid_post"]
+    some = np.concatenate([value, value])[:n]
+    with pytest.raises(ValueError, match=f"'resid_post' are stacked over {n} layers.*has 3 layers"):
+        forward(model, PROMPTS, replace("resid_post", some))
+    grid = replace("resid_post", Shared(some), layer=np.arange(3))
+    with pytest.raises(ValueError, match=f"stacked over {n} layers"):
+        sweep(model, PROMPTS, grid, DIFF)
+    once = forward(model, PROMPTS, record="embed").activations["embed"]
+    with pytest.raises(ValueError, match=r"'embed' are stacked over 3 layers.*it has no layers"):
+        forward(model, PROMPTS, replace("embed", np.stack([once] * 3)))
 
 
 @pytest.mark.parametrize("bad", [{"layer": 3}, {"layer": -1}, {"position": 7}, {"head": 4}])
@@ -283,6 +312,25 @@ def test_hook_names_work_for_records_and_interventions():
     assert out[:2].any()
     with pytest.raises(ValueError, match="names layer 2 already"):
         zero("blocks.2.attn.hook_z", layer=1)
+
+
+def test_recorded_values_by_hook_name():
+    model = small_model("gpt2")
+    names = ("blocks.2.attn.hook_z", "z", "hook_embed")
+    seen = forward(model, PROMPTS, record=names).activations
+    assert sorted(seen) == ["embed", "z"]
+    np.testing.assert_array_equal(seen["blocks.1.attn.hook_z"], seen["z"][1])
+    np.testing.assert_array_equal(seen["hook_embed"], seen["embed"])
+    doubled = jax.tree.map(lambda x: 2 * x, seen)
+    np.testing.assert_array_equal(doubled["blocks.1.attn.hook_z"], 2 * seen["z"][1])
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(seen)]
+    assert paths == ["['embed']", "['z']"]
+    with pytest.raises(KeyError, match="'pattern' was not recorded, embed, z was"):
+        seen["pattern"]
+    with pytest.raises(KeyError, match="'zz' is not a site"):
+        seen["zz"]
+    with pytest.raises(ValueError, match=r"blocks.3.attn.hook_z'?: the model has layers 0 to 2"):
+        forward(model, PROMPTS, record="blocks.3.attn.hook_z")
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -270,7 +270,8 @@ def test_sweep_of_a_single_experiment_equals_evaluate():
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        (zero("z", layer=1), "share one leading experiment axis"),
+        (zero("z", layer=1), "nothing to sweep.*evaluate"),
+        (zero("z", layer=1, head=np.arange(2)), "share one leading experiment axis"),
         (zero("z", layer=np.array([0, 1]), head=np.array([0, 1, 2])), r"lengths \[2, 3\]"),
         (zero("z", **product(layer=range(4))), "layer 3 is out of range"),
         (zero("z", layer=np.array([0]), position=np.array([[2, 7]])), "position 7 is out of range"),
