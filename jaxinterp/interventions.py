@@ -307,9 +307,12 @@ def apply(
 
 
 def _where(layer: Index, position: Index, head: Index, neuron: Index, source: Index) -> dict:
-    return {
+    given = {
         "layer": layer, "position": position, "head": head, "neuron": neuron, "source": source,
     }  # fmt: skip
+    # A list would be a node of the pytree, each of its numbers a leaf.
+    listed = (list, tuple, range)
+    return {k: np.asarray(v) if isinstance(v, listed) else v for k, v in given.items()}
 
 
 def axes_of(config: Config, site: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,6 +57,8 @@ def short(value: float) -> str:
 
 def interval(estimate: float, low: float, high: float) -> str:
     """A change and its interval: ``-4.89 [-5.2, -4.5]``."""
+    far = max(map(abs, (estimate, low, high)))
+    estimate, low, high = (x if abs(x) > 1e-9 * far else 0.0 for x in (estimate, low, high))
     return f"{estimate:+.3g} [{low:+.3g}, {high:+.3g}]"
 
 
@@ -177,6 +180,9 @@ def _sentence(edits: list[Any], with_places: bool) -> str:
 def _places(edits: list[Any], without: list[str]) -> str:
     several = len({getattr(edit, "site", "") for edit in edits}) > 1
     own = [", ".join(part for part in _parts(edit) if part not in without) for edit in edits]
+    heads = [re.fullmatch(r"layer (\d+), head (\d+)", at) for at in own]
+    if len(own) > 1 and not several and all(heads):
+        return "heads " + ", ".join(f"{head[1]}.{head[2]}" for head in heads if head)
     named = [f"{edit.site} {at}" if several else at for edit, at in zip(edits, own, strict=True)]
     return " and ".join(dict.fromkeys(place for place in named if place))
 

@@ -63,9 +63,10 @@ function forest(experiment) {
     const plot = make("td", { class: "plot" });
     interval(plot, row, at, experiment.margin);
     const kind = [row.beside && "beside", row.changed && "changed"].filter(Boolean).join(" ");
-    const numbers = row.p === null ? minus(row.said) : `${minus(row.said)}, p ${row.p}`;
+    const numbers = [make("div", {}, minus(row.said))];
+    if (row.p !== null) numbers.push(make("div", { class: "p" }, `p ${row.p}`));
     body.append(make("tr", { class: kind }, make("td", { class: "label" }, row.label), plot,
-      make("td", { class: "n" }, numbers), make("td", { class: "verdict" }, row.verdict)));
+      make("td", { class: "n" }, ...numbers), make("td", { class: "verdict" }, row.verdict)));
   }
   const end = make("td", { class: "plot" });
   ruler(end, experiment.axis, experiment.facts[1]);

@@ -369,6 +369,13 @@ def test_what_all_of_a_grid_share_is_said_once():
     assert "layer 1, head 0: changes" in text
 
 
+def test_sets_of_heads_are_named_short():
+    two = [ji.zero("z", layer=[0, 1], head=[3, 0]), ji.zero("z", layer=[1, 1], head=[2, 3])]
+    grid = Experiment("pairs", "control", pairs().clean, two, metric(), grid=True)
+    text = beside_others(measure(grid, model(), level=0.95, resamples=200, seed=5)).text()
+    assert "the furthest of 2 is heads 1.0, 1.3: " in " ".join(text.split())
+
+
 def test_what_changed_stands_before_what_is_larger_and_not_clear():
     noise = np.random.default_rng(0).normal(size=N)
     values = np.stack([100 * (noise - noise.mean()), 0.5 + 0.01 * noise, *np.zeros((6, N))])

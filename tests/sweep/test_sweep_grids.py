@@ -267,6 +267,14 @@ def test_sweep_of_a_single_experiment_equals_evaluate():
     assert_near(sweep(model, PROMPTS, grid, DIFF)[0], alone, 1e-5)
 
 
+@pytest.mark.parametrize("kind", [list, tuple, lambda n: range(n[0], n[-1] + 1)])
+def test_indices_may_be_lists(kind):
+    model, indices = small_model("gpt2"), [1, 2]
+    listed = sweep(model, PROMPTS, zero("z", layer=kind(indices), head=[0, 3]), DIFF)
+    arrays = zero("z", layer=np.array(indices), head=np.array([0, 3]))
+    np.testing.assert_array_equal(listed, sweep(model, PROMPTS, arrays, DIFF))
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [

@@ -95,8 +95,8 @@ def test_twins_that_cannot_be_compared():
         made(twins("The dog", "The red dog"))
     with pytest.raises(ValueError, match=r"does not know token 1 of 'The zyx', a prompt of made"):
         made(twins("The zyx", "The dog"))
-    with pytest.raises(ValueError, match="does not know token 0 of 'A dog'"):
-        made(twins("The dog", "A dog"))
+    with pytest.raises(ValueError, match="does not know token 0 of 'zyx dog'"):
+        made(twins("The dog", "zyx dog"))
     with pytest.raises(ValueError, match="same token as a wrong one"):
         made(twins("The dog", "The dogs", answers=[" is"], wrong=[" are", " is"]))
 
