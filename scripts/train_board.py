@@ -6,7 +6,8 @@ A causal transformer sees moves and no board (Li et al. 2023, arXiv:2210.13382).
 as likely to come next, and that distribution is its target at every move: the loss of many games
 that go on from there in place of one, which would take many times the steps. Every step's games are
 drawn anew from the seed and the step (`jaxinterp.algorithmic.boards`); held-out ones come from
-another stream. A killed run goes on from --folder. --game othello trains one of Othello.
+another stream. A killed run goes on from --folder. --game othello trains one of Othello, which is
+much harder to learn: what stands there can hang on all moves before.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ Figures are plain matplotlib ``Figure`` objects, as in `jaxinterp.report.plots`.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -194,8 +195,15 @@ def steering_curves(
 
     layers = result.layer.values[:6]
     names = [d for d in result.direction.values if not str(d).startswith("random ")]
-    figure = Figure(figsize=(2.7 * len(layers) + 0.8, 3.3), layout="constrained", facecolor="white")
-    panels = figure.subplots(1, len(layers), squeeze=False, sharey=True)[0]
+    columns = min(3, len(layers))
+    rows = math.ceil(len(layers) / columns)
+    figure = Figure(
+        figsize=(2.7 * columns + 0.8, 2.7 * rows + 0.6), layout="constrained", facecolor="white"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for spare in grid.flat[len(layers) :]:
+        spare.set_axis_off()
+    panels = grid.flat[: len(layers)]
     x = result.coefficient.values
     rng = np.random.default_rng(0)
     for axes, layer in zip(panels, layers, strict=True):
@@ -213,7 +221,8 @@ def steering_curves(
             axes.plot(x, values.mean(1), "o-", ms=3, lw=1.4, color=colour, label=str(name))
         axes.axhline(float(result.clean.mean()), color=INK, lw=0.8, ls="--", zorder=1)
         _dress(axes, "coefficient, in mean norms", "", f"layer {layer}")
-    panels[0].set_ylabel(visible(str(result.name)), fontsize=8.5, color=SOFT)
+    for first in grid[:, 0]:
+        first.set_ylabel(visible(str(result.name)), fontsize=8.5, color=SOFT)
     panels[0].legend(frameon=False, fontsize=7.5, labelcolor=INK)
     if title:
         plain(figure.suptitle(title, x=0.012, ha="left", fontsize=10.5, color=INK))
