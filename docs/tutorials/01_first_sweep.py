@@ -29,7 +29,7 @@ print(task.corrupted_text[0], "->", tokenizer.decode([int(task.wrong[0])]))
 ji.tasks.check(model, task)
 
 # %% [markdown]
-# Patch the residual stream at every layer and position: 30 x 15 experiments for every prompt, in a
+# Patch the residual stream at every layer and position: 30 x 14 experiments for every prompt, in a
 # few compiled programs. The result is a labelled array, one number per experiment and prompt.
 
 # %%
@@ -51,7 +51,12 @@ assert abs(float(share.isel(layer=-1, position=-1)) - 1) < 0.2
 report.heatmap(stream)
 
 # %% [markdown]
-# The same with `site="z"`: what each head writes. The strongest, with intervals over prompts:
+# Left to right are the tokens (… marks those that differ between prompts, brackets hold roles),
+# upwards the layers. In the early ones the answer comes back where the second subject stands (S2),
+# from about layer 20 on at the last token (END): that is the way it takes.
+#
+# The same with `site="z"`: what each head writes. The strongest, with the interval of
+# the share of means, and the spread of single prompts:
 
 # %%
 heads = ji.patch(model, **twins, site="z", over=("layer", "head"), tokenizer=tokenizer)
@@ -68,7 +73,7 @@ for name in ("model", "weights", "metric", "site", "direction"):
     print(f"{name:10}", heads.attrs.get(name))
 
 # %% [markdown]
-# Is the picture a fact about one prompt? Look at the prompts one by one before the mean.
+# Is the strongest head's share a fact about all prompts, or about a few? One by one:
 
 # %%
 mean = ji.share(heads)

@@ -16,8 +16,10 @@ task = ji.tasks.subject_verb_agreement(tokenizer, n=64, seed=0)
 print(task.clean_text[0], "->", tokenizer.decode([int(task.answers[0])]))
 
 # %% [markdown]
-# The stream at the subject, before every layer: [layer, prompt, width]. Is the subject plural?
-# Splits keep a noun's two numbers on one side, else the probe could learn nouns.
+# The stream at the subject, before every layer: [layer, prompt, width], so that `X[12]` is what
+# layer 12 reads and layer 11 leaves. Is the subject plural? Splits keep a noun's two numbers on one
+# side, else the probe could learn nouns. Beside the probe: one fitted to shuffled labels, one that
+# sees a single random direction, and always saying what is commoner among the nouns trained on.
 
 # %%
 X = ji.collect(model, task.clean, task.roles["subject"])
@@ -37,14 +39,14 @@ found[["accuracy", "shuffled", "random_direction", "majority"]].mean("split").to
 # %%
 used = ji.probe_and_erase(
     model, task.clean, plural, task.metric, position=task.roles["subject"], groups=nouns,
-    layers=[0, 11, 28], placebos=3,
+    layers=[0, 11, 25, 28], placebos=3,
 )  # fmt: skip
-change = (used.value - used.clean).mean("prompt").to_pandas().round(2)
-print(change)
+print((used.value - used.clean).mean("prompt").to_pandas().round(2))
+print(used[["accuracy", "accuracy_erased"]].to_dataframe().round(2))
 
 # %% [markdown]
-# After layer 28 the number can still be read at the subject, and nothing uses it there: what is
-# decodable is not what is used.
+# After layer 28 the number can be read at the subject as well as ever, and nothing uses it there
+# (one layer is left): what is decodable is not what is used.
 #
 # A *direction* is a hypothesis with an algebra. From means, then pushed along:
 

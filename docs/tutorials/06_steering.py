@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Steering, with its side effects
 #
-# Adding a direction to the stream moves behaviour. So do random directions of the same length, and
-# unrelated text suffers too: both are measured beside it.
+# Adding a direction to the stream moves behaviour. So may random directions of the same length, and
+# unrelated text suffers: both are measured beside it.
 
 # %%
 import numpy as np
@@ -38,35 +38,33 @@ words = [
 ]
 prompts = tokenizer(texts)
 metric = ji.logit_diff(*(np.array([side] * len(texts)) for side in words))
-steered = ji.steer(
-    model, prompts, metric, {"sentiment": direction}, layers=[layer],
-    coefficients=[-0.2, -0.1, 0.1, 0.2], placebos=3, seed=0,
-)  # fmt: skip
+norms = steering.mean_norms(model, prompts)  # one unit for all that follows
+options = {"layers": [layer], "coefficients": [-0.2, -0.1, 0.1, 0.2], "norms": norms, "seed": 0}
+steered = ji.steer(model, prompts, metric, {"sentiment": direction}, placebos=3, **options)
 effect = (steered - steered.clean).mean("prompt").isel(layer=0).to_pandas().round(2)
 print(effect)
 
 # %% [markdown]
-# Coefficients are in units of the stream's mean norm at the layer. The rows called random are the
-# placebos. And unrelated text? KL of the next token, in nats:
+# Coefficients are in units of the stream's mean norm at the layer. The columns called random are
+# the placebos. And unrelated text? KL of the next token, in nats, added everywhere: no more than
+# what a random direction does, but not nothing.
 
 # %%
 rows = corpora.read_lines(ji.fetch("wikitext-2") / "valid.raw.gz")
 block = next(corpora.packed(rows, tokenizer, 32, 4))
-apart = steering.side_effects(
-    model, block, {"sentiment": direction}, layers=[layer], coefficients=[-0.2, -0.1, 0.1, 0.2],
-    placebos=1, seed=0,
-)  # fmt: skip
+apart = steering.side_effects(model, block, {"sentiment": direction}, placebos=1, **options)
 print(apart.mean("prompt").isel(layer=0).to_pandas().round(3))
 report.steering_curves(steered, title="Steering")
 
 # %% [markdown]
-# What it reads like, with the loss of the new words under the model as it is:
+# What it reads like, three times as strong, with the mean loss of the new tokens under the model as
+# it is (what no longer reads like text has a high one):
 
 # %%
 made = steering.continuations(
-    model, prompts[:2], direction, layer, [-0.2, 0.0, 0.2], 10, tokenizer=tokenizer
+    model, prompts[:2], direction, layer, [-0.6, 0.0, 0.6], 10, tokenizer=tokenizer, norms=norms
 )
 for prompt in made.prompt.values:
     for c in made.coefficient.values:
-        text = made.text.sel(coefficient=c).values[prompt]
-        print(f"{float(c):+.1f}  {texts[prompt]}{text!r}")
+        one = made.sel(coefficient=c).isel(prompt=prompt)
+        print(f"{float(c):+.1f}  loss {float(one.loss):.2f}  {texts[prompt] + one.text.item()!r}")

@@ -44,7 +44,7 @@ folder = Path(tempfile.mkdtemp())
 trained = train(
     model, batch, loss, optax.adam(1e-2), steps=300, folder=folder / "run", log_every=50
 )
-print(trained.history.to_dataframe().round(3).tail(3))
+print(trained.history.to_dataframe().round(3))
 
 # %% [markdown]
 # Keep it, load it, study it: which head copies? Here none alone: what one lacks the others give.
@@ -54,14 +54,14 @@ print(trained.history.to_dataframe().round(3).tail(3))
 ji.save(folder / "copier", trained.model)
 model, _ = ji.load(folder / "copier")
 ids = batch(10_000)[:32]
-answer = ji.log_prob(ids[:, -1], position=14)
+answer = ji.log_prob(ids[:, -1], position=14)  # the last token, foretold by the one before
 grid = ji.zero("z", **ji.product(layer=range(2), head=range(2)))
 base = float(ji.evaluate(answer, model, ids).mean())
 alone = np.asarray(ji.sweep(model, ids, grid, answer)).mean(1) - base
 together = float(ji.evaluate(answer, model, ids, ji.zero("z")).mean()) - base
-print("each alone:", alone.round(2), "all:", round(together, 2))
+print("each alone:", (alone.round(2) + 0.0).tolist(), "all:", round(together, 2))
 assert together < alone.min() - 0.5
 
 # %% [markdown]
 # Models from elsewhere: `ji.load("EleutherAI/pythia-70m")` (the hub), a local folder in the hub's
-# layout, a `.gguf` file. A model of the Flax kind is `ji.nnx.Transformer(model)`.
+# layout, a `.gguf` file. As a module of Flax: `ji.nnx.Transformer(model)`.

@@ -24,7 +24,9 @@ cells = ji.product(layer=range(2), position=range(task.clean.shape[1]))
 grid = ji.replace("resid_pre", ji.Shared(clean), **cells)
 
 # %% [markdown]
-# What will it cost? `plan` compiles nothing and runs nothing unless asked to.
+# What will it cost? `plan` compiles nothing and runs nothing unless asked to. Experiments of one
+# width are packed in lanes of so many columns (tokens); so many lanes go through a layer at once,
+# and so many make a call. Operations stand beside the fewest that exact values need.
 
 # %%
 print(ji.plan(model, task.corrupted, grid, task.metric))
@@ -33,15 +35,17 @@ print(ji.plan(model, task.corrupted, grid, task.metric))
 alone = ji.sweep(model, task.corrupted, grid, task.metric)
 for axes, shape in ((("grid", "prompt"), (4, 2)), (("grid", "model"), (4, 2))):
     size = int(np.prod(shape))
-    if jax.device_count() >= size:
+    if jax.device_count() < size:
+        print(dict(zip(axes, shape, strict=True)), f"needs {size} devices")
+    else:
         mesh = jax.make_mesh(shape, axes, devices=jax.devices()[:size])
         together = ji.sweep(model, task.corrupted, grid, task.metric, mesh=mesh)
         np.testing.assert_allclose(together, alone, atol=1e-4)
         print(dict(zip(axes, shape, strict=True)), "agrees")
 
 # %% [markdown]
-# A model that does not fit on one device is planned from its shapes alone: here one with the shapes
-# of a 70B Llama, on 64 devices that need not exist.
+# A model that does not fit on one device is planned from its shapes alone: here every head of one
+# with the shapes of a 70B Llama, on the devices simulated here (XLA_FLAGS says how many).
 
 # %%
 config = ji.Config(
@@ -50,6 +54,10 @@ config = ji.Config(
 )  # fmt: skip
 big = ji.Model(ji.shapes(config), config)
 print(f"{sum(leaf.size for leaf in jax.tree.leaves(big.params)) / 1e9:.1f} billion parameters")
+mesh = jax.make_mesh((1, jax.device_count()), ("grid", "model"))
+grid = ji.zero("z", **ji.product(layer=range(80), head=range(64)))
+metric = ji.logit_diff(np.zeros(8, int), np.ones(8, int))
+print(ji.plan(big, np.zeros((8, 64), int), grid, metric, mesh=mesh))
 
 # %% [markdown]
 # Several hosts join by `jax.distributed.initialize()`; each runs the same script. `ji.patch` takes

@@ -34,7 +34,7 @@ def draw_feature_circuit(
 
     Raises ``ValueError`` for a circuit without nodes.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     nodes = _means(found.node_effect, "node", MOST_NODES)
     if not nodes:
@@ -43,10 +43,7 @@ def draw_feature_circuit(
     edges = _edges(found.edge_effect, set(places))
     rows = sorted({y for _, y in places.values()})
     widest = max(sum(y == row for _, y in places.values()) for row in rows)
-    figure = Figure(
-        figsize=(max(5.0, 1.25 * widest + 1.5), max(2.6, 0.95 * len(rows) + 1.0)),
-        layout="constrained", facecolor="white",
-    )  # fmt: skip
+    figure = Picture((max(5.0, 1.25 * widest + 1.5), max(2.6, 0.95 * len(rows) + 1.0)))
     axes = figure.subplots()
     largest = max((abs(effect) for *_, effect in edges), default=1.0) or 1.0
     for upstream, downstream, effect in edges:

@@ -28,14 +28,14 @@ def front_curves(
     history: of `jaxinterp.sae.train`. A point is a mean over members that differ in their seed
     only, with their range in both directions.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     last = history.isel(step=-1)
     groups: dict[tuple[float, ...], list[int]] = {}
     for member in range(last.sizes["member"]):
         setting = tuple(float(last[name][member]) for name in ("learning_rate", *KNOBS))
         groups.setdefault(setting, []).append(member)
-    figure = Figure(figsize=(6.0, 4.0), layout="constrained", facecolor="white")
+    figure = Picture((6.0, 4.0))
     axes = figure.subplots()
     rates = sorted({setting[0] for setting in groups})
     for number, rate in enumerate(rates):

@@ -45,7 +45,7 @@ def draw_circuit(
 
     Raises ``ValueError`` for an empty circuit, and for weights of another graph.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     graph, names = circuit.graph, circuit.names
     if not names:
@@ -58,10 +58,7 @@ def draw_circuit(
     places = _places(circuit)
     rows = sorted({y for _, y in places.values()})
     widest = max(sum(y == row for _, y in places.values()) for row in rows)
-    figure = Figure(
-        figsize=(max(5.0, 0.95 * widest + 2), max(3.0, 0.46 * len(rows) + 1.4)),
-        layout="constrained", facecolor="white",
-    )  # fmt: skip
+    figure = Picture((max(5.0, 0.95 * widest + 2), max(3.0, 0.46 * len(rows) + 1.4)))
     axes = figure.subplots()
     largest = max(abs(weight[e]) for e in shown) or 1.0
     for edge in reversed(shown):
@@ -150,13 +147,13 @@ def scatter(
 
     Raises ``ValueError`` where the two are not of the same cells.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     given = approximate if isinstance(approximate, Mapping) else {"": approximate}
     if not given:
         raise ValueError("There is nothing to compare with: give at least one estimate.")
     true = mean_effects(exact)
-    figure = Figure(figsize=(3.0 * len(given) + 0.3, 3.7), layout="constrained", facecolor="white")
+    figure = Picture((3.0 * len(given) + 0.3, 3.7))
     panels = figure.subplots(1, len(given), squeeze=False)[0]
     for axes, (name, result) in zip(panels, given.items(), strict=True):
         guess = mean_effects(result)

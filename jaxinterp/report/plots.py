@@ -38,8 +38,9 @@ def heatmap(
     A grid with more than two axes becomes small multiples of its most moved slices, all on
     one scale. When clean and corrupted agree, the change in the metric is shown instead.
     """
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from jaxinterp.report.picture import Picture
 
     found = study(result)
     view = _view(found)
@@ -57,7 +58,7 @@ def heatmap(
     around = 1.5 if up is None else 1.0
     size = (max(width * grid[1] + 1.5, 4.6), (height + 0.3) * grid[0] + around)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06, wspace=0.03, hspace=0.04)
-    figure = Figure(figsize=size, layout=layout, facecolor="white")
+    figure = Picture(size, layout)
     panels = figure.subplots(*grid, squeeze=False).ravel()
     for axes, (name, values) in zip(panels, view.panels, strict=False):
         mesh = _draw(axes, values, up, across, view)
@@ -90,7 +91,7 @@ def spread(
     A dot is a prompt's distance from its own corrupted run, in units of the mean gap between
     clean and corrupted; the mean of the dots is the cell's share.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     found = study(result)
     cells = found.order[:k].tolist()
@@ -104,7 +105,7 @@ def spread(
     clean, corrupted = (found.clean - zero) / unit, (found.corrupted - zero) / unit
     rows = [clean, corrupted, *((found.values[cell] - zero) / unit for cell in cells)]
 
-    figure = Figure(figsize=(7.2, 0.36 * len(rows) + 1.25), layout="constrained", facecolor="white")
+    figure = Picture((7.2, 0.36 * len(rows) + 1.25))
     axes = figure.subplots()
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, found.clean.size)
     for y, row in enumerate(rows):

@@ -40,7 +40,7 @@ def lens_table(
 
     Raises ``ValueError`` for another colour, and a reading without texts or with a head axis.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     if colour not in SHADES:
         raise ValueError(f"colour={colour!r}, expected one of {', '.join(SHADES)}.")
@@ -52,7 +52,7 @@ def lens_table(
     texts, tokens = one.top_text.values[..., 0], one.token.values
     rows, columns = values.shape
     size = (max(4.0, 0.82 * columns + 1.8), max(2.5, 0.24 * rows + 1.3))
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure = Picture(size)
     axes = figure.subplots()
     meaning, shade = SHADES[colour]
     top = 1.0 if colour == "probability" else float(values.max()) or 1.0
@@ -88,9 +88,9 @@ def lens_curves(
     title: str = "",
 ) -> Figure:
     """Mean KL(model || lens) by layer, a curve for each lens, on a logarithmic scale."""
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained", facecolor="white")
+    figure = Picture((6.4, 3.8))
     axes = figure.subplots()
     for (name, reading), colour in zip(readings.items(), _colours(len(readings)), strict=True):
         mean = reading.kl.mean([d for d in reading.kl.dims if d != "layer"])
@@ -106,9 +106,9 @@ def probe_curves(
     found: xr.Dataset, path: str | os.PathLike[str] | None = None, *, title: str = ""
 ) -> Figure:
     """Accuracy by point with its baselines: means over splits, and the splits' range."""
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
-    figure = Figure(figsize=(6.8, 4.0), layout="constrained", facecolor="white")
+    figure = Picture((6.8, 4.0))
     axes = figure.subplots()
     x = np.arange(found.sizes["point"])
     styles = {
@@ -140,10 +140,10 @@ def component_bars(
     shares: xr.DataArray, path: str | os.PathLike[str] | None = None, *, title: str = ""
 ) -> Figure:
     """Components (component, prompt) as bars, in the order given: means and prompts' deviation."""
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     n = shares.sizes["component"]
-    figure = Figure(figsize=(5.6, 0.24 * n + 1.1), layout="constrained", facecolor="white")
+    figure = Picture((5.6, 0.24 * n + 1.1))
     axes = figure.subplots()
     mean, deviation = (getattr(shares, name)("prompt").values for name in ("mean", "std"))
     colours = [BLUE if m >= 0 else ORANGE for m in mean]
@@ -160,13 +160,13 @@ def score_map(
     scores: xr.DataArray, path: str | os.PathLike[str] | None = None, *, title: str = ""
 ) -> Figure:
     """Scores of heads (layer, head, and prompts, which are averaged), layer 0 at the bottom."""
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     mean = scores.mean("prompt") if "prompt" in scores.dims else scores
     values = mean.transpose("layer", "head").values
     rows, columns = values.shape
     size = (max(3.2, 0.34 * columns + 1.6), max(2.2, 0.2 * rows + 1.0))
-    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    figure = Picture(size)
     axes = figure.subplots()
     mesh = axes.pcolormesh(
         np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, values, cmap="Blues",
@@ -191,15 +191,13 @@ def steering_curves(
     Lines are means over prompts with their 95% bootstrap interval; the band is the range of the
     random directions' means; the dashed line is the metric without steering.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     layers = result.layer.values[:6]
     names = [d for d in result.direction.values if not str(d).startswith("random ")]
     columns = min(3, len(layers))
     rows = math.ceil(len(layers) / columns)
-    figure = Figure(
-        figsize=(2.7 * columns + 0.8, 2.7 * rows + 0.6), layout="constrained", facecolor="white"
-    )
+    figure = Picture((2.7 * columns + 0.8, 2.7 * rows + 0.6))
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     for spare in grid.flat[len(layers) :]:
         spare.set_axis_off()
@@ -239,7 +237,7 @@ def projections(
 
     Raises ``ValueError`` for other shapes, and for no examples.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
     along, labels = np.asarray(along, float), np.asarray(labels)
     kinds = np.unique(labels)
@@ -247,7 +245,7 @@ def projections(
         raise ValueError(
             f"Coordinates {list(along.shape)} and labels {list(labels.shape)}, expected [n] each."
         )
-    figure = Figure(figsize=(5.6, 3.2), layout="constrained", facecolor="white")
+    figure = Picture((5.6, 3.2))
     axes = figure.subplots()
     bins = np.histogram_bin_edges(along, bins=40).tolist()
     for kind, colour in zip(kinds, _colours(len(kinds)), strict=True):
@@ -269,9 +267,9 @@ def phase_map(
 
     White: it is ignored; red: it has a dimension of its own; blue: it shares one.
     """
-    from matplotlib.figure import Figure
+    from jaxinterp.report.picture import Picture
 
-    figure = Figure(figsize=(5.6, 4.6), layout="constrained", facecolor="white")
+    figure = Picture((5.6, 4.6))
     axes = figure.subplots()
     norm = found.norm.isel(feature=-1).transpose("importance", "density").values.clip(0, 1)
     shared = found.interference.isel(feature=-1).transpose("importance", "density")

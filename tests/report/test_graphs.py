@@ -44,7 +44,7 @@ def test_edges_are_drawn_with_their_weights():
     drawn = arrows(draw_circuit(circuit, weights=weights))
     assert len(drawn) == 4
     widths = sorted(a.get_linewidth() for a in drawn)
-    assert widths[-1] == pytest.approx(3.0)
+    assert widths[-1] == pytest.approx(3.3)
     assert sum(a.get_linestyle() == "--" for a in drawn) == 1
     # A key of two heads, one of which is in the circuit (by its output), is drawn once.
     grouped = Circuit.of(LLAMA, ["input->a1.h0<k>", "a1.h1->logits"])

@@ -1,6 +1,9 @@
 """Pictures of readings: what is drawn is what is there."""
 
+import io
+
 import numpy as np
+import PIL.Image
 import pytest
 import xarray as xr
 
@@ -110,3 +113,21 @@ def test_bad_input():
         lens_table(reading(), colour="rank")
     with pytest.raises(ValueError, match="read with tokenizer="):
         lens_table(reading().drop_vars("top_text"))
+
+
+def test_a_notebook_shows_every_picture():
+    """IPython asks an object for its PNG; a bare `Figure` has none without `pyplot`."""
+    x = np.arange(3.0)
+    joy = xr.DataArray(
+        x[:, None, None, None] + np.zeros((3, 1, 1, 2)),
+        dims=("coefficient", "direction", "layer", "prompt"),
+        coords={
+            "coefficient": x, "direction": ["joy"], "layer": [0], "clean": ("prompt", [0.0, 0.0]),
+        },
+        name="metric",
+    )  # fmt: skip
+    image = steering_curves(joy)._repr_png_()
+    assert image.startswith(PNG)
+    shown = PIL.Image.open(io.BytesIO(image))
+    assert shown.width == 350
+    assert np.ptp(np.asarray(shown.convert("L"))) > 100  # it is drawn
