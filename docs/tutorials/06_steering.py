@@ -46,8 +46,8 @@ print(effect)
 
 # %% [markdown]
 # Coefficients are in units of the stream's mean norm at the layer. The columns called random are
-# the placebos. And unrelated text? KL of the next token, in nats, added everywhere: no more than
-# what a random direction does, but not nothing.
+# the placebos. And unrelated text? KL of the next token, in nats, added everywhere: about what a
+# random direction does, and not nothing.
 
 # %%
 rows = corpora.read_lines(ji.fetch("wikitext-2") / "valid.raw.gz")
@@ -58,7 +58,7 @@ report.steering_curves(steered, title="Steering")
 
 # %% [markdown]
 # What it reads like, three times as strong, with the mean loss of the new tokens under the model as
-# it is (what no longer reads like text has a high one):
+# it is: the price in fluency. A metric that moves is not yet a text that does.
 
 # %%
 made = steering.continuations(

@@ -59,7 +59,7 @@ grid = ji.zero("z", **ji.product(layer=range(2), head=range(2)))
 base = float(ji.evaluate(answer, model, ids).mean())
 alone = np.asarray(ji.sweep(model, ids, grid, answer)).mean(1) - base
 together = float(ji.evaluate(answer, model, ids, ji.zero("z")).mean()) - base
-print("each alone:", (alone.round(2) + 0.0).tolist(), "all:", round(together, 2))
+print("each alone:", *(f"{value:+.2f}" for value in alone), "all:", f"{together:+.2f}")
 assert together < alone.min() - 0.5
 
 # %% [markdown]
