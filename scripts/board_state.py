@@ -7,6 +7,7 @@ point of the stream, beside probes of a random model, of black and white, and wi
 Then, on other games, the stream at the last move is moved along a probe's direction, from some
 layer on, so that one disc changes hands: are the legal moves of the board so edited what the model
 now predicts? From which layer and how far is chosen on one half of the cases, told on the other.
+The probes are put beside the model, for `jaxinterp.algorithmic.boards.probes`.
 The setting of Li et al. 2023 (arXiv:2210.13382), the directions of Nanda et al. 2023
 (arXiv:2309.00941). Ends with a claim, on some of those cases.
 """
@@ -27,9 +28,11 @@ import jaxinterp as ji
 from jaxinterp import directions, probes, report, stats
 from jaxinterp.algorithmic import boards
 from jaxinterp.algorithmic.prompts import pick
+from jaxinterp.loading.shipped import attach, find
 
 PROBED, EDITED = 2, 3  # streams of games; training and its measurement have others
 PENALTIES = np.geomspace(1e-5, 1e-1, 5)
+NEVER = -1e9  # a logit
 FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 THRESHOLDS = np.geomspace(1e-3, 0.2, 40).astype(np.float32)
 
@@ -38,14 +41,13 @@ THRESHOLDS = np.geomspace(1e-3, 0.2, 40).astype(np.float32)
 class Probed:
     """Probes of every point p of the stream and every square s.
 
-    found: accuracies and controls over (point, split), the squares being the splits. W [p s D 3]
-    and b [p s 3]: logits of a square's states. steps, by kind [p s D]: from mine to theirs, along
-    the "probe" or the difference of "means", as long as the two means lie apart along it.
+    found: accuracies and controls over (point, split), the squares being the splits. steps, by kind
+    [p s D]: from mine to theirs, along the "probe" or the difference of "means", as long as the two
+    means lie apart along it.
     """
 
     found: xr.Dataset
-    W: np.ndarray
-    b: np.ndarray
+    board: boards.Probes
     steps: dict[str, np.ndarray]
 
 
@@ -84,6 +86,7 @@ def main() -> None:
     model, tokenizer = ji.load(args.model)
     game = boards.GAMES[tokenizer.name]
     known, decodable = probe_board(args, model, game)
+    attach(find(args.model), "probes", known.board._asdict())
     cases = draw_cases(game, args.cases, (EDITED, args.seed))
     chosen_on, told_on = cases[::2], cases[1::2]
     tried, settings = choose(model, known, chosen_on)
@@ -174,7 +177,7 @@ def probed(X: np.ndarray, labels: np.ndarray, seed: int, bar: tqdm) -> Probed:
         if weight.shape[-1] == 1:  # never empty: one logit, of the second class
             weight = np.pad(weight, ((0, 0), (0, 0), (2, 0)))
             bias = np.pad(bias, ((0, 0), (2, 0)))
-            bias[:, boards.EMPTY] = -np.inf
+            bias[:, boards.EMPTY] = NEVER
         W.append(weight)
         b.append(bias)
         bar.update()
@@ -184,7 +187,8 @@ def probed(X: np.ndarray, labels: np.ndarray, seed: int, bar: tqdm) -> Probed:
     unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
     means = between_means(X, labels)
     steps = {"probe": unit * (unit * means).sum(-1, keepdims=True), "means": means}
-    return Probed(found, weights, np.stack(b, 1), steps)
+    board = boards.Probes(weights.astype(np.float32), np.stack(b, 1).astype(np.float32))
+    return Probed(found, board, steps)
 
 
 def between_means(X: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -200,8 +204,7 @@ def read(model: ji.Model, known: Probed, at: boards.Positions, edits: Any = ()) 
     """The states int [L n 36] that probes read from what each layer leaves, at the last move."""
     x = ji.forward(model, at.tokens, edits, record=("resid_post",)).activations["resid_post"]
     x = np.asarray(x)[:, np.arange(len(at)), last(at)]
-    logits = np.einsum("lnd,lsdk->lnsk", x, known.W[1:], optimize=True) + known.b[1:, None]
-    return logits.argmax(-1)
+    return np.stack([known.board.read(each, point) for point, each in enumerate(x, 1)])
 
 
 # Causal

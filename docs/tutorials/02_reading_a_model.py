@@ -75,7 +75,7 @@ for layer, row in enumerate(np.asarray(change).mean(1).reshape(2, -1)):
 
 # %% [markdown]
 # The largest is no induction head: 0.2 looks at the token before, and tells each token what stood
-# there, which the induction heads (all of layer 1) look up. One of those alone can be spared.
+# there, which the induction heads (all of layer 1) look up. Any one of those is missed much less.
 
 # %% [markdown]
 # And to look with your own eyes: every head's attention on one prompt as a page to point at.

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.algorithmic.prompts import as_prompts, at_least_one, pick, tokenizer_of
+from jaxinterp.loading import attached
 from jaxinterp.metrics import Metric, metric
 from jaxinterp.model import Tokens
 from jaxinterp.tokens import Tokenizer
@@ -65,6 +66,31 @@ class Positions:
     def __getitem__(self, rows: Any) -> Positions:
         """Some of them, by slice, indices or mask."""
         return Positions(self.tokens[rows], self.state[rows], self.legal[rows], self.black[rows])
+
+
+class Probes(NamedTuple):
+    """Softmax-linear probes of all squares: W [point 36 D 3], b [point 36 3], in float32.
+
+    At point p they read the stream before layer p (after the last, for the last point); the three
+    are logits of `EMPTY`, `MINE` and `THEIRS`.
+    """
+
+    W: np.ndarray
+    b: np.ndarray
+
+    def read(self, x: Any, point: int) -> np.ndarray:
+        """The board int [... 36] that a stream [... D] holds there."""
+        logits = np.einsum("...d,sdk->...sk", np.asarray(x), self.W[point], optimize=True)
+        return (logits + self.b[point]).argmax(-1)
+
+
+def probes(model: str = "ataxx-6x6") -> Probes:
+    """Those that come with a shipped model (made by scripts/board_state.py).
+
+    Raises `jaxinterp.loading.LoadError` for a model that has none.
+    """
+    arrays = attached(model, "probes")
+    return Probes(arrays["W"], arrays["b"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,8 @@ from jaxinterp.loading.registry import models as built_in
 from jaxinterp.loading.sharding import auto, shardings
 from jaxinterp.loading.shipped import (
     Card,
+    attach,
+    attached,
     card,
     find,
     load_shipped,
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
 
 __all__ = [
-    "Card", "LoadError", "auto", "card", "fetch", "load", "models", "save", "shardings", "ship",
-    "weights_folder",
+    "Card", "LoadError", "attach", "attached", "auto", "card", "fetch", "load", "models", "save",
+    "shardings", "ship", "weights_folder",
 ]  # fmt: skip
 
 

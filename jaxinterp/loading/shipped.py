@@ -1,7 +1,8 @@
 """Models that come with the library: small, trained by its scripts, each with a card.
 
 ``weights/<name>/`` holds card.json, model.safetensors (an array per leaf of the parameters, by
-its path: "embed.W_E"), step-<n>.safetensors for models of the way, and the tokenizer's files.
+its path: "embed.W_E"), step-<n>.safetensors for models of the way, the tokenizer's files, and under
+other words arrays that were found in the model (`attach`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxinterp.files import whole_folder
+from jaxinterp.files import whole, whole_folder
 from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json, read_tokenizer, sha256
 from jaxinterp.loading.registry import BUILT_IN
@@ -62,6 +63,12 @@ class Card:
         """The steps of training whose models are there beside the last: `revision="step-<n>"`."""
         found = (re.fullmatch(r"step-(\d+)\.safetensors", file) for file in self.files)
         return tuple(sorted(int(match[1]) for match in found if match))
+
+    @property
+    def attached(self) -> tuple[str, ...]:
+        """The names of arrays that come beside the weights, for `attached`."""
+        found = (re.fullmatch(r"([a-z]+)\.safetensors", file) for file in self.files)
+        return tuple(match[1] for match in found if match and match[1] != "model")
 
     def architecture(self) -> str:
         """The config in one line."""
@@ -279,6 +286,48 @@ def ship(
         text = json.dumps(dataclasses.asdict(made), indent=2) + "\n"
         (partial / CARD).write_text(text, encoding="utf-8")
     return Card(**json.loads(text))  # lists for tuples, as it will be read
+
+
+def attach(folder: str | os.PathLike[str], name: str, arrays: Mapping[str, Any]) -> Card:
+    """Put arrays beside a shipped model, as ``<name>.safetensors``, and list them in its card.
+
+    For what was found in it, such as probes; `attached` reads them. Raises ``ValueError`` for a
+    name that is taken by weights, arrays that are not finite float32, and more than 10 MB in all.
+    """
+    from safetensors.numpy import save_file
+
+    its, place, file = card(folder), Path(folder), f"{name}.safetensors"
+    if not re.fullmatch("[a-z]+", name) or file == _WEIGHTS:
+        raise ValueError(f"{name!r} cannot be the name of arrays: expected a word, not 'model'.")
+    given = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+    for key, array in given.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ValueError(f"{key} is {array.dtype}, or not finite: expected finite float32.")
+    others = sum((place / other).stat().st_size for other in its.files if other != file)
+    if (size := others + sum(array.nbytes for array in given.values())) > LIMIT:
+        raise ValueError(f"With {name} there are {size:,} bytes, expected at most {LIMIT:,}.")
+    with whole(place / file) as temporary:
+        save_file(given, temporary)
+    made = dataclasses.replace(its, files=its.files | {file: sha256([place / file])})
+    with whole(place / CARD) as temporary:
+        text = json.dumps(dataclasses.asdict(made), indent=2) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+    return made
+
+
+def attached(model: str | os.PathLike[str], name: str) -> dict[str, np.ndarray]:
+    """The arrays that come beside a shipped model, by its name or folder; checked as weights are.
+
+    Raises `LoadError` where there are none of that name, or they were changed.
+    """
+    its, file = card(model), f"{name}.safetensors"
+    if file not in its.files or file == _WEIGHTS:
+        has = ", ".join(its.attached) or "none"
+        raise LoadError(f"{its.name!r} has no arrays {name!r} beside it: expected one of: {has}.")
+    path = (find(model) or Path(model)) / file
+    _verify(path, its.files[file])
+    tensors = Safetensors([path], str(path))
+    return {key: np.asarray(tensors.read(key)) for key in tensors.names()}
 
 
 def _check_name(name: str) -> None:

@@ -65,6 +65,20 @@ def test_it_meets_its_card(name):
         assert again[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
 
 
+def test_the_board_of_new_games_is_read_by_the_probes_that_come_with_the_model():
+    model, known = ji.load("ataxx-6x6")[0], boards.probes()
+    at = boards.ATAXX.random_positions(500, seed=(11, 0))
+    x = ji.collect(model, at.tokens)  # [point n D]
+    right = [(known.read(each, point) == at.state).mean() for point, each in enumerate(x)]
+    assert len(right) == model.config.n_layers + 1
+    assert max(right) > 0.98
+    assert right[0] < 0.75  # the last move alone does not tell it
+    shuffled = np.random.default_rng(0).permutation(at.state)
+    assert (known.read(x[2], 2) == shuffled).mean() < 0.6
+    with pytest.raises(ji.loading.LoadError, match="'brackets-2l' has no arrays 'probes'"):
+        boards.probes("brackets-2l")
+
+
 def test_the_steps_kept_of_addition_show_grokking():
     # Known by heart early, the other pairs understood thousands of steps later.
     about = card("addition-113")

@@ -14,7 +14,16 @@ from safetensors.numpy import load_file, save_file
 from small_models import CONFIGS, perturbed, small_model
 from tiny_tokenizers import word_tokenizer
 
-from jaxinterp.loading import LoadError, card, load, models, ship, weights_folder
+from jaxinterp.loading import (
+    LoadError,
+    attach,
+    attached,
+    card,
+    load,
+    models,
+    ship,
+    weights_folder,
+)  # fmt: skip
 from jaxinterp.loading.shipped import shipped
 from jaxinterp.model import Config, forward
 
@@ -125,6 +134,39 @@ def test_the_card_says_what_is_known(weights):
     made = ship(weights / "plain", small_model("encoder"), **{**ABOUT, "metrics": {}})
     assert "kept on the way" not in made.markdown()
     assert "bidirectional" in made.markdown()
+
+
+def test_arrays_beside_a_model(weights):
+    folder, found = weights / "tiny-1", {"W": np.arange(6, dtype=np.float32).reshape(2, 3).T}
+    before = card("tiny-1")
+    its = attach(folder, "probes", found)
+    assert its == card("tiny-1")
+    assert its.attached == ("probes",)
+    assert its.kept == before.kept
+    digest = hashlib.sha256((folder / "probes.safetensors").read_bytes()).hexdigest()
+    assert its.files == before.files | {"probes.safetensors": digest}
+    for name in ("tiny-1", folder):
+        again = attached(name, "probes")
+        assert again.keys() == found.keys()
+        np.testing.assert_array_equal(again["W"], found["W"])
+    assert attach(folder, "probes", {"b": np.ones(2, np.float32)}).attached == ("probes",)
+    assert attached("tiny-1", "probes").keys() == {"b"}
+    load("tiny-1")
+    with pytest.raises(LoadError, match="no arrays 'erasers' beside it: expected one of: probes"):
+        attached("tiny-1", "erasers")
+    with pytest.raises(LoadError, match="no arrays 'model'"):
+        attached("tiny-1", "model")
+    for name, arrays, match in (
+        ("model", found, "cannot be the name"), ("step-5", found, "cannot be the name"),
+        ("wide", {"W": np.ones(3)}, "W is float64"),
+        ("wide", {"W": np.full(3, np.nan, np.float32)}, "not finite"),
+        ("wide", {"W": np.zeros(2_500_000, np.float32)}, "expected at most 10,000,000"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=match):
+            attach(folder, name, arrays)
+    (folder / "probes.safetensors").write_bytes(b"other")
+    with pytest.raises(LoadError, match="it was changed"):
+        attached("tiny-1", "probes")
 
 
 def test_they_are_listed(weights):
