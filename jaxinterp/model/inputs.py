@@ -91,13 +91,14 @@ def as_tokens(tokens: Any) -> Tokens:
 
 
 def _ids(tokens: Any) -> jax.Array:
-    """An array of what is given, unless it is text or ragged."""
-    if not isinstance(tokens, jax.Array):
-        words = [tokens] if isinstance(tokens, str) else tokens
-        if isinstance(words, (list, tuple)) and any(isinstance(word, str) for word in words):
-            raise ValueError(
-                f"tokens are text, {words[0]!r}...: make ids of it, tokenizer({list(words)[:1]!r})."
-            )
+    """An array of what is given, unless it is text."""
+    first = tokens
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if isinstance(first, np.ndarray) and first.dtype.kind in "US" and first.size:
+        first = str(first.reshape(-1)[0])
+    if isinstance(first, str):
+        raise ValueError(f"tokens are text, {first!r}: make ids of it, tokenizer([{first!r}]).")
     return jnp.asarray(tokens)
 
 

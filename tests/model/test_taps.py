@@ -165,6 +165,14 @@ def test_a_traced_index_that_is_no_whole_number_is_an_error():
         jax.jit(lambda layer: forward(model, PROMPTS, zero("z", layer=layer)).logits)(1.0)
 
 
+@pytest.mark.parametrize(
+    "text", ["The door", ["The door", "A"], [["The", "door"]], np.array(["The door"])]
+)
+def test_text_is_no_tokens(text):
+    with pytest.raises(ValueError, match=r"tokens are text, 'The.*: make ids of it, tokenizer\("):
+        forward(small_model("gpt2"), text)
+
+
 @pytest.mark.parametrize("n", [1, 2, 4, 5])
 def test_values_of_other_layers_are_an_error(n):
     # They would be clamped: layer 2 would silently get the value of layer 1.
