@@ -319,8 +319,8 @@ def judge(study: Study, circuit: circuits.Circuit, scores: np.ndarray) -> None:
     idle = [n for n, m in zip(needed["node"].values, needed.values, strict=True) if m < 0.01]
     study.say(
         f"Minimality: {len(needed) - len(idle)} of {len(needed)} nodes matter by "
-        f"1% of the effect or more, alone or with one of {study.args.contexts} random halves of "
-        "the others knocked out too; those that do not: "
+        f"1% of the effect or more, alone or where a random half of the others is knocked out "
+        f"too ({study.args.contexts} drawn); those that do not: "
         f"{', '.join(idle) or 'none'}.", "",
     )  # fmt: skip
 
@@ -341,6 +341,9 @@ def specific(study: Study, circuit: circuits.Circuit) -> None:
         )
     study.say(
         "## Is it about this behaviour?", "",
+        f"The task's metric of the whole model, on {len(study.task)} prompts of this task and "
+        f"{study.args.few} of the others: m(M) as it is, m(0) on the corrupted prompts, m(C) by "
+        "the circuit alone, all other edges carrying the corrupted run.", "",
         "| task | model prefers the answer | m(M) | m(0) | m(C) | faithfulness |",
         "| --- | --- | --- | --- | --- | --- |", *rows, "",
     )  # fmt: skip
