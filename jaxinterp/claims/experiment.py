@@ -186,8 +186,10 @@ class Experiment:
 
     def _refuse_grids(self) -> None:
         for edit in self.intervention:
+            if not hasattr(edit, "check_single"):
+                continue
             try:
-                getattr(edit, "check_single", bool)()
+                edit.check_single()
             except ValueError as error:
                 raise ValueError(f"{self.name!r} is no single experiment: {error}") from error
 

@@ -283,7 +283,7 @@ def ship(
             compute=dict(compute), metrics=measured, licence=licence,
             files={file: sha256([partial / file]) for file in written},
         )  # fmt: skip
-        text = json.dumps(dataclasses.asdict(made), indent=2) + "\n"
+        text = _written(made)
         (partial / CARD).write_text(text, encoding="utf-8")
     return Card(**json.loads(text))  # lists for tuples, as it will be read
 
@@ -300,9 +300,7 @@ def attach(folder: str | os.PathLike[str], name: str, arrays: Mapping[str, Any])
     if not re.fullmatch("[a-z]+", name) or file == _WEIGHTS:
         raise ValueError(f"{name!r} cannot be the name of arrays: expected a word, not 'model'.")
     given = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-    for key, array in given.items():
-        if array.dtype != np.float32 or not np.isfinite(array).all():
-            raise ValueError(f"{key} is {array.dtype}, or not finite: expected finite float32.")
+    _check_floats(given, file)
     others = sum((place / other).stat().st_size for other in its.files if other != file)
     if (size := others + sum(array.nbytes for array in given.values())) > LIMIT:
         raise ValueError(f"With {name} there are {size:,} bytes, expected at most {LIMIT:,}.")
@@ -310,8 +308,7 @@ def attach(folder: str | os.PathLike[str], name: str, arrays: Mapping[str, Any])
         save_file(given, temporary)
     made = dataclasses.replace(its, files=its.files | {file: sha256([place / file])})
     with whole(place / CARD) as temporary:
-        text = json.dumps(dataclasses.asdict(made), indent=2) + "\n"
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(_written(made), encoding="utf-8")
     return made
 
 
@@ -345,9 +342,17 @@ def _arrays(file: str, model: Model) -> dict[str, np.ndarray]:
     arrays = {name: np.ascontiguousarray(leaf) for name, leaf in _by_path(model.params).items()}
     if differs := _differs(arrays, model.config):
         raise ValueError(f"The model for {file} holds {differs}: mend one of the two.")
+    _check_floats(arrays, file)
+    return arrays
+
+
+def _check_floats(arrays: Mapping[str, np.ndarray], file: str) -> None:
     for name, array in arrays.items():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise ValueError(
                 f"{name} for {file} is {array.dtype}, or not finite: expected finite float32."
             )
-    return arrays
+
+
+def _written(its: Card) -> str:
+    return json.dumps(dataclasses.asdict(its), indent=2) + "\n"

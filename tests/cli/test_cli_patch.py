@@ -19,6 +19,7 @@ import jaxinterp as ji
 from jaxinterp import patching, report
 from jaxinterp.cli import main
 from jaxinterp.loading import models, registry
+from jaxinterp.tasks import TASKS
 
 PROGRAM = [sys.executable, "-c", "from jaxinterp.cli.main import run; run()"]
 
@@ -249,7 +250,7 @@ def test_fetch_prints_where_the_model_lies(tmp_path, monkeypatch, capsys):
 def test_help_names_the_commands_and_options(capsys):
     for command, words in [
         (["--help"], ["patch", "models", "fetch"]),
-        (["patch", "--help"], ["--model", "--site", "--over", "--direction", "--out"]),
+        (["patch", "--help"], ["--model", "--site", "--over", "--direction", "--out", *TASKS]),
     ]:
         with pytest.raises(SystemExit) as stopped:
             main(command)

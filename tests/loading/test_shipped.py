@@ -158,7 +158,7 @@ def test_arrays_beside_a_model(weights):
         attached("tiny-1", "model")
     for name, arrays, match in (
         ("model", found, "cannot be the name"), ("step-5", found, "cannot be the name"),
-        ("wide", {"W": np.ones(3)}, "W is float64"),
+        ("wide", {"W": np.ones(3)}, "W for wide.safetensors is float64"),
         ("wide", {"W": np.full(3, np.nan, np.float32)}, "not finite"),
         ("wide", {"W": np.zeros(2_500_000, np.float32)}, "expected at most 10,000,000"),
     ):  # fmt: skip
