@@ -39,10 +39,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3, help="learning rate at its peak")
     parser.add_argument("--weight-decay", type=float, default=0.1)
     args = parser.parse_args()
-    folder = ji.fetch("wikitext-2")
-    train, test = (
-        list(corpora.read_lines(folder / f"{part}.raw.gz")) for part in ("train", "test")
-    )
+    train, test = texts()
     tokenizer = learned(train)
     ids = encoded(tokenizer, train)
     trained, compute = training_run.run(
@@ -61,6 +58,15 @@ def main() -> None:
         metrics=measured(trained.model, ids, encoded(tokenizer, test), test),
     )  # fmt: skip
     print(card.markdown())
+
+
+def texts() -> tuple[list[str], list[str]]:
+    """The lines of WikiText-2's training and test parts."""
+    folder = ji.fetch("wikitext-2")
+    train, test = (
+        list(corpora.read_lines(folder / f"{part}.raw.gz")) for part in ("train", "test")
+    )
+    return train, test
 
 
 def learned(lines: list[str]) -> ji.Tokenizer:

@@ -51,7 +51,7 @@ def test_it_reaches_what_it_is_shipped_for(name):
     assert about.recipe.startswith(f"python scripts/{Path(SCRIPTS[name].__file__).name}")
 
 
-@pytest.mark.parametrize("name", [n for n in shipped() if n != "wiki-3l"])
+@pytest.mark.parametrize("name", [n for n in shipped() if n != "wiki-3l"])  # below
 def test_it_meets_its_card(name):
     model, about = ji.load(name)[0], card(name)
     options = {"addition-113": {"share": 0.3}, "ataxx-6x6": {"game": boards.ATAXX}}.get(name, {})
@@ -63,6 +63,16 @@ def test_it_meets_its_card(name):
     assert again.keys() == about.metrics.keys()
     for key, value in about.metrics.items():
         assert again[key] == pytest.approx(value, rel=1e-3, abs=1e-4), key
+
+
+@pytest.mark.long
+def test_the_text_model_meets_its_card():
+    model, tokenizer = ji.load("wiki-3l")
+    train, test = train_text.texts()
+    again = train_text.measured(
+        model, train_text.encoded(tokenizer, train), train_text.encoded(tokenizer, test), test
+    )
+    assert again == pytest.approx(card("wiki-3l").metrics, rel=1e-3)
 
 
 def test_the_board_of_new_games_is_read_by_the_probes_that_come_with_the_model():
