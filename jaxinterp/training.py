@@ -21,10 +21,10 @@ import numpy as np
 from flax import nnx
 
 from jaxinterp.files import whole, whole_folder
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json
 from jaxinterp.model import Model
 from jaxinterp.nnx import Transformer
+from jaxinterp.reading import LoadError
 
 if TYPE_CHECKING:
     import optax

@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxinterp.files import whole_folder
 from jaxinterp.lens.kinds import JacobianLens, TunedLens
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json
 from jaxinterp.loading.torch_file import read_torch, write_torch
+from jaxinterp.reading import LoadError
 
 DESCRIPTION = "jaxinterp_lens.json"
 KINDS: dict[str, Any] = {"TunedLens": TunedLens, "JacobianLens": JacobianLens}

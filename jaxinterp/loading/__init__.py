@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxinterp.loading.checkpoint import DESCRIPTION, load_checkpoint, save
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.folder import download, load_folder
 from jaxinterp.loading.registry import BUILT_IN, fetch
 from jaxinterp.loading.registry import models as built_in
@@ -27,6 +26,7 @@ from jaxinterp.loading.shipped import (
 )
 from jaxinterp.loading.shipped import shipped as shipped_names
 from jaxinterp.model import Model
+from jaxinterp.reading import LoadError
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer

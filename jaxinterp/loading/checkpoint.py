@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from jaxinterp.files import whole_folder
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json, read_tokenizer
 from jaxinterp.loading.sharding import shardings
 from jaxinterp.model import Config, Model, shapes
+from jaxinterp.reading import LoadError
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer

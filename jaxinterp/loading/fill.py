@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.families import Family, Rules
 from jaxinterp.loading.sharding import shardings
 from jaxinterp.loading.tensors import Tensors
 from jaxinterp.loading.transforms import Transform
 from jaxinterp.model import Config, Params, shapes
+from jaxinterp.reading import LoadError
 
 _ALIGNED = 64  # bytes: what a CPU device adopts without a copy
 

@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.families import family_of
 from jaxinterp.loading.fill import fill
 from jaxinterp.loading.reading import read_json, read_tokenizer, sha256
 from jaxinterp.loading.tensors import Safetensors
 from jaxinterp.model import Model
+from jaxinterp.reading import LoadError
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer

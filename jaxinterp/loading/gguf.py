@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxinterp.loading import transforms as t
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.families import Rules, family_of
 from jaxinterp.loading.fill import fill
 from jaxinterp.loading.gguf_file import GgufFile
 from jaxinterp.loading.gguf_tokenizer import tokenizer_of
 from jaxinterp.loading.reading import sha256
 from jaxinterp.model import Config, Model
+from jaxinterp.reading import LoadError
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer

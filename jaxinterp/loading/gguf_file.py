@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.loading.errors import LoadError
+from jaxinterp.reading import LoadError
 
 _SCALARS = {
     0: "B",

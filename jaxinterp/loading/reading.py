@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxinterp.loading.errors import LoadError
+from jaxinterp.reading import LoadError
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer

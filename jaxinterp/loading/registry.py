@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from jaxinterp.loading.errors import LoadError
+from jaxinterp.reading import LoadError
 
 CACHE_VARIABLE = "JAXINTERP_CACHE"
 _CHUNK = 1 << 20

@@ -21,12 +21,12 @@ import jax
 import numpy as np
 
 from jaxinterp.files import whole, whole_folder
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json, read_tokenizer, sha256
 from jaxinterp.loading.registry import BUILT_IN
 from jaxinterp.loading.sharding import shardings
 from jaxinterp.loading.tensors import Safetensors
 from jaxinterp.model import Config, Model, n_params, shapes
+from jaxinterp.reading import LoadError
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from jaxinterp.loading.errors import LoadError
+from jaxinterp.reading import LoadError
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,

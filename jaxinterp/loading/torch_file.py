@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxinterp.files import whole
-from jaxinterp.loading.errors import LoadError
+from jaxinterp.reading import LoadError
 
 _DTYPES = {
     "FloatStorage": np.float32, "DoubleStorage": np.float64, "HalfStorage": np.float16,

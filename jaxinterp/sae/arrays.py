@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json
+from jaxinterp.reading import LoadError
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
 
 Arrays = dict[str, np.ndarray]

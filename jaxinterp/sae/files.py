@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxinterp.files import whole_folder
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json
+from jaxinterp.reading import LoadError
 from jaxinterp.sae.arrays import assembled, host, read_tensors, write_json, write_tensors
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.forms import FORMS

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.torch_file import read_torch, write_torch
 from jaxinterp.model.sites import SITES, parse
+from jaxinterp.reading import LoadError
 from jaxinterp.sae.arrays import (
     as_jump,
     build,

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from jaxinterp.files import whole, writable_folder
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.reading import read_json
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.reading import LoadError
 from jaxinterp.results import weights_digest
 from jaxinterp.sae.dictionary import DictionaryConfig
 from jaxinterp.sae.harvest import values_at

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.loading.families import bert, gemma, gpt2, gpt_neox, gptj, llama, opt
 from jaxinterp.loading.families.base import Family, Json, Rule, Rules
+from jaxinterp.reading import LoadError
 
 __all__ = ["FAMILIES", "Family", "Json", "Rule", "Rules", "family_of"]
 

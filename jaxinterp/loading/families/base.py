@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxinterp.loading import transforms as t
-from jaxinterp.loading.errors import LoadError
 from jaxinterp.model import Config, Rotary
+from jaxinterp.reading import LoadError
 
 Json = Mapping[str, Any]
 Rule = tuple[str, t.Transform]  # the source tensor ("{}": its layer), and what is done to it

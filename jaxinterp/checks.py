@@ -1,0 +1,85 @@
+"""Numeric options are checked here, in one place: what is wrong, and what was expected.
+
+A traced value cannot be looked at and passes; so does None where ``optional`` is given.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def whole_number(
+    name: str, value: Any, least: int = 0, most: int | None = None, *, optional: bool = False
+) -> Any:
+    """The option ``name`` as an int of at least ``least`` and at most ``most``.
+
+    Raises ``ValueError`` for anything else: fractions, NaN, booleans, text, values out of range.
+    """
+    if (optional and value is None) or isinstance(value, jax.core.Tracer):
+        return value
+    expected = f"a whole number of at least {least}"
+    if most is not None:
+        expected = f"a whole number from {least} to {most}"
+    if isinstance(value, (bool, np.bool_)) or np.ndim(value):
+        raise ValueError(f"{name}={value!r}, expected {expected}.")
+    try:
+        found = operator.index(
+            value.item() if isinstance(value, (jax.Array, np.ndarray)) else value
+        )
+    except TypeError:
+        raise ValueError(f"{name}={value!r}, expected {expected}.") from None
+    if found < least or (most is not None and found > most):
+        raise ValueError(f"{name}={value!r}, expected {expected}.")
+    return found
+
+
+def real_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+) -> Any:
+    """The option ``name`` as a finite float within the bounds that are given.
+
+    least, most: bounds that the value may equal. above, below: bounds that it may not equal.
+
+    Raises ``ValueError`` for anything else: NaN, infinities, booleans, text, values out of range.
+    """
+    if (optional and value is None) or isinstance(value, jax.core.Tracer):
+        return value
+    bounds = [("at least", least), ("more than", above), ("at most", most), ("less than", below)]
+    limits = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
+    expected = f"a finite number{f' of {limits}' if limits else ''}"
+    wrong = isinstance(value, (bool, np.bool_, str, bytes)) or bool(np.ndim(value))
+    try:
+        found = math.nan if wrong else float(value)
+    except (TypeError, ValueError, OverflowError):
+        found = math.nan
+    fits = (
+        math.isfinite(found)
+        and (least is None or found >= least)
+        and (above is None or found > above)
+        and (most is None or found <= most)
+        and (below is None or found < below)
+    )
+    if not fits:
+        raise ValueError(f"{name}={value!r}, expected {expected}.")
+    return found
+
+
+def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
+    """The option ``name``, which is one of ``choices``. Raises ``ValueError`` for anything else."""
+    choices = tuple(choices)
+    if not isinstance(value, (str, int, float, type(None))) or value not in choices:
+        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")
+    return value
