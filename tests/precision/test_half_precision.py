@@ -21,8 +21,6 @@ def public():
     lines = FROZEN.read_text(encoding="utf-8").splitlines()
     found = [re.match(r"(function|method|property) ([\w.]+)", line) for line in lines]
     return {each[2] for each in found if each}
-        re.match(r"\w+ ([\w.]+)", line)[1] for line in lines if line[:3] in {"fun", "met", "pro"}
-    }
 
 
 @functools.cache
