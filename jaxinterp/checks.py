@@ -83,3 +83,32 @@ def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
     if not isinstance(value, (str, int, float, type(None))) or value not in choices:
         raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")
     return value
+
+
+def is_known(value: Any) -> bool:
+    """Whether it is an array with values to look at: not traced, abstract, or on other hosts."""
+    if not isinstance(value, jax.Array):
+        return isinstance(value, np.ndarray)
+    if isinstance(value, jax.core.Tracer):
+        return False
+    return value.is_fully_addressable or value.is_fully_replicated
+
+
+def narrowed(name: str, array: Any) -> Any:
+    """An array of integers as int32, which JAX computes with; traced ones are cast as they are.
+
+    Raises ``ValueError`` where a value does not fit, which a plain cast would change in silence:
+    2^32 + 5 would become 5.
+    """
+    if array.dtype == np.int32 or not hasattr(array, "astype"):
+        return array
+    if is_known(array) and array.size and array.dtype.itemsize >= 4:
+        values, limits = np.asarray(array), np.iinfo(np.int32)
+        low, high = int(values.min()), int(values.max())
+        if low < limits.min or high > limits.max:
+            bad = low if low < limits.min else high
+            raise ValueError(
+                f"{name} {bad} is out of range: expected at most {limits.max}, and no less than "
+                f"{limits.min}."
+            )
+    return array.astype(np.int32)

@@ -217,7 +217,7 @@ def test_a_position_beyond_a_short_prompt_gives_nan_there_only():
         (np.zeros((0, 3), int), "non-empty"),
         (np.zeros((2, 0), int), "non-empty"),
         (np.zeros((1, 2, 3), int), r"shape \[1, 2, 3\]"),
-        (np.array([[0.0, 1.0]]), "float32, expected integers"),
+        (np.array([[0.0, 1.0]]), "float64, expected integers"),
         (np.array([[0, 17]]), "Token id 17 is outside the vocabulary of 17"),
         (np.array([[0, -1]]), "Token id -1 is outside"),
         (np.zeros((1, 13), int), "13 tokens.*learned positions for 12"),
