@@ -41,8 +41,8 @@ class _Run:
         self.c, self.p, self.edit = model.config, model.params, edit
         self.sites = {}
 
-    def site(self, name, layer, value):
-        value = np.array(self.edit(name, layer, np.array(value)), np.float64)
+    def site(self, name, layer, value, restore=lambda value: value):
+        value = restore(np.array(self.edit(name, layer, np.array(value)), np.float64))
         if layer is None:
             self.sites[name] = value
         else:
@@ -129,16 +129,25 @@ class _Run:
             k = self.site("rot_k", l, rotated(k, kind))
 
         window = c.windows[l] if c.windows else 0
+        seen = np.array(
+            [
+                [
+                    not (c.causal and j > i) and not (window and abs(i - j) >= window)
+                    for j in range(P)
+                ]
+                for i in range(P)
+            ]
+        )
         scores = np.full((H, P, P), -np.inf)
         for h in range(H):
             for i in range(P):
-                for j in range(P):
-                    if (c.causal and j > i) or (window and abs(i - j) >= window):
-                        continue
+                for j in np.flatnonzero(seen[i]):
                     score = q[i, h] @ k[j, h // (H // G)] * c.attn_scale
                     scores[h, i, j] = capped(score, c.attn_softcap)
-        scores = self.site("attn_scores", l, scores)
-        pattern = self.site("pattern", l, [[softmax(row) for row in head] for head in scores])
+        # No edit opens what a query does not see.
+        scores = self.site("attn_scores", l, scores, lambda v: np.where(seen, v, -np.inf))
+        pattern = [[softmax(row) for row in head] for head in scores]
+        pattern = self.site("pattern", l, pattern, lambda v: np.where(seen, v, 0))
         z = np.zeros((P, H, K))
         for i in range(P):
             for h in range(H):
@@ -215,7 +224,11 @@ def capped(x, cap):
 
 
 def softmax(row):
-    e = np.exp(row - row.max())
+    """Shares of a row of scores; a row that sees nothing has none."""
+    open_ = row > np.finfo(np.float32).min
+    if not open_.any():
+        return np.zeros_like(row)
+    e = np.where(open_, np.exp(row - row[open_].max()), 0)
     return e / e.sum()
 
 

@@ -18,10 +18,11 @@ from flax import struct
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.metrics import Metric, read_columns, read_out
 from jaxinterp.model import At, Frame, Model, Tokens, block, embed, layers_of, make_context
-from jaxinterp.model.block import Layer
 from jaxinterp.model.compiled import jit
+from jaxinterp.model.layers import Layer
 from jaxinterp.model.parts import einsum, normalize
 from jaxinterp.model.taps import Tap
+from jaxinterp.numerics import wide, wide_dtype
 
 
 class Held(struct.PyTreeNode):
@@ -68,7 +69,7 @@ def walk(
     gap: Any = None  # alternative - written, of those that have
     theirs: Any = None  # each layer's alternatives
     if mask is not None:
-        gap = jnp.zeros(size, x.dtype).at[0].set(alternative[0] - x)
+        gap = jnp.zeros(size, wide_dtype(x)).at[0].set(wide(alternative[0]) - wide(x))
         theirs = alternative[1:].reshape(c.n_layers, n, *x.shape)
     heads = slice(0, graph.slots["mlp"].start)
 
@@ -94,23 +95,24 @@ def walk(
                 return out + into_heads[slot]
             near = jax.lax.dynamic_slice_in_dim(rows[slot], first, c.n_heads, 1)
             out = out + mix(c, rows[slot], gap)
-            return out + mix(c, near, theirs[: c.n_heads] - reads.heads)
+            return out + mix(c, near, wide(theirs[: c.n_heads]) - wide(reads.heads))
 
         reads = Reads(graph, layer, own, None if mask is None and shift is None else come)
         tap = Tap(c, (reads,), (), context.sources, layer.index)
         x_out, _ = block(c, layer, x, context, tap, frame)
         written = jax.lax.dynamic_update_slice_in_dim(written, reads.wrote, first, 0)
         if gap is not None:
-            gap = jax.lax.dynamic_update_slice_in_dim(gap, theirs - reads.wrote, first, 0)
+            new = wide(theirs) - wide(reads.wrote)
+            gap = jax.lax.dynamic_update_slice_in_dim(gap, new, first, 0)
         return (x_out, written, gap), (x, reads.mlp_in)
 
     (x, written, gap), (resid_pre, mlp_in) = jax.lax.scan(
         run, (x, written, gap), (layers_of(model), by_layer(mask), by_layer(shift), theirs)
     )
     if shift is not None:
-        x = x + shift[-1]
+        x = added(x, shift[-1])
     if mask is not None:
-        x = x + mix(c, mask[-1:], gap)[0]
+        x = added(x, mix(c, mask[-1:], gap)[0])
     return Pass(x, written, resid_pre, mlp_in)
 
 
@@ -134,12 +136,12 @@ class Reads:
 
     def __call__(self, value: jax.Array, at: At) -> jax.Array:
         if at.site.endswith("_input"):
-            return value + jnp.moveaxis(self.come(self.graph.slots[at.site[0]]), 0, 2)
+            return added(value, jnp.moveaxis(self.come(self.graph.slots[at.site[0]]), 0, 2))
         return getattr(self, f"_{at.site}")(value)
 
     def _mlp_in(self, value: jax.Array) -> jax.Array:
         self.mlp_in = value
-        return value + self.come(self.graph.slots["mlp"])[0] if self.come else value
+        return added(value, self.come(self.graph.slots["mlp"])[0]) if self.come else value
 
     def _result(self, value: jax.Array) -> jax.Array:
         self.result = value
@@ -155,7 +157,8 @@ class Reads:
             return value
         n = len(self.heads)
         given = jnp.where(self.held.where[:n, None, None, None], self.held.value[:n], self.heads)
-        value, self.heads = value + (given - self.heads).sum(0), given
+        change = (wide(given) - wide(self.heads)).sum(0)
+        value, self.heads = added(value, change), given
         return value
 
     def _shares(self) -> jax.Array:
@@ -186,9 +189,14 @@ class Reads:
 
 
 def mix(config: Any, mask: jax.Array, gap: jax.Array) -> jax.Array:
-    """What edges add: mask [r S] or [r S P], gap [S B P D] -> [r B P D]."""
+    """What edges add: mask [r S] or [r S P], gap [S B P D] (wide) -> [r B P D], as wide."""
     equation = "rs,sbpd->rbpd" if mask.ndim == 2 else "rsp,sbpd->rbpd"
     return einsum(config, equation, mask.astype(gap.dtype), gap)
+
+
+def added(value: jax.Array, change: jax.Array) -> jax.Array:
+    """The value plus a (wide) change, rounded to the value's dtype once."""
+    return (wide(value) + change).astype(value.dtype)
 
 
 @jit

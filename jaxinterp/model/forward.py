@@ -19,13 +19,14 @@ import numpy as np
 from flax import struct
 
 from jaxinterp.model import sites
-from jaxinterp.model.block import Layer, block, layers_of, make_context, norm_site
+from jaxinterp.model.block import block
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.config import Config
 from jaxinterp.model.inputs import Tokens, as_tokens, check_tokens
+from jaxinterp.model.layers import Layer, layers_of, make_context
 from jaxinterp.model.params import Model
 from jaxinterp.model.parts import activation, einsum, normalize, softcap
-from jaxinterp.model.taps import Frame, Intervention, Tap, as_interventions
+from jaxinterp.model.taps import Frame, Intervention, Tap, as_interventions, norm_site
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -77,6 +77,15 @@ def normalize(
     return (y if p.b is None else y + p.b).astype(x.dtype)
 
 
+def softmax(score: jax.Array, seen: jax.Array) -> jax.Array:
+    """Softmax [... S] over the sources that are seen, in float32 at least; without any, zeros."""
+    wide = score.astype(jnp.promote_types(score.dtype, jnp.float32))
+    some = seen.any(-1, keepdims=True)
+    # A row of -inf alone would give NaN, and slopes of NaN.
+    pattern = jax.nn.softmax(jnp.where(seen, wide, jnp.where(some, -jnp.inf, 0)), axis=-1)
+    return jnp.where(some, pattern, 0)
+
+
 def softcap(x: jax.Array, cap: float) -> jax.Array:
     """Squash into (-cap, cap) (Gemma 2); 0 means no cap."""
     return cap * jnp.tanh(x / cap) if cap else x

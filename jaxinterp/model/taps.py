@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from jaxinterp.model.config import Config
 from jaxinterp.model.inputs import Tokens
+from jaxinterp.model.params import Norm
+from jaxinterp.model.parts import normalize
 from jaxinterp.model.sites import SITES, require
 
 
@@ -176,9 +178,27 @@ class Tap:
         """Whether one of the sites is changed or recorded."""
         return self.edits(*sites) or not self.record.isdisjoint(sites)
 
-    def __call__(self, site: str, value: jax.Array, frame: Frame) -> jax.Array:
+    def __call__(
+        self,
+        site: str,
+        value: jax.Array,
+        frame: Frame,
+        restore: Callable[[jax.Array], jax.Array] = lambda value: value,
+    ) -> jax.Array:
+        """The value [B ...] after its edits; ``restore`` takes back what no edit may change."""
         at = At(site, self.config, self.layer, frame, self.sources)
-        value = apply(self.interventions, value, at)
+        if self.edits(site):
+            value = restore(apply(self.interventions, value, at))
         if site in self.record:
             self.recorded[site] = value
         return value
+
+
+def norm_site(
+    config: Config, p: Norm | None, name: str, x: jax.Array, tap: Tap, frame: Frame
+) -> jax.Array:
+    """A norm with its two sites: the scale it divides by, and what its readers read."""
+    if p is None:
+        return x
+    y = normalize(config, p, x, lambda scale: tap(f"{name}_scale", scale, frame))
+    return tap(f"{name}_normalized", y, frame)

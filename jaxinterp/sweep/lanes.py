@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxinterp.model import Frame, Tokens
-from jaxinterp.model.block import Context
+from jaxinterp.model.layers import Context
 from jaxinterp.model.taps import At, Intervention, apply
 
 
