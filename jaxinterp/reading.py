@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import stat
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-JSON_BYTES = 256 << 20  # the largest JSON file that is read
+import numpy as np
+
+JSON_BYTES = 48 << 20  # of a JSON file at most; its values may take thirty times as much memory
 JSON_DEPTH = 100  # how deep its objects and lists may be nested
+NPZ_HEADER = 10_000  # bytes that say what an array of an npz file is
+UNPACKED = 50  # times its own size that a compressed archive may unpack to,
+UNPACKED_LEAST = 64 << 20  # or so many bytes, if that is more
+_STEP = 16 << 20  # bytes that are unpacked at a time
 
 
 class LoadError(ValueError):
@@ -24,7 +33,12 @@ def regular_file(path: str | os.PathLike[str], most: int | None = None) -> Path:
     device, or a file that is larger.
     """
     path = Path(path)
-    found = path.stat()
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no file {path}.") from None
+    except (OSError, ValueError) as error:  # loops of links, names that no file can have
+        raise LoadError(f"{path} cannot be looked at ({error}).") from error
     if not stat.S_ISREG(found.st_mode):
         raise LoadError(f"{path} is no regular file: expected a file with the data in it.")
     if most is not None and found.st_size > most:
@@ -44,22 +58,49 @@ def inside(folder: Path, name: Any) -> Path:
     return folder / name
 
 
+@contextlib.contextmanager
+def damage_refused(path: Any, what: str, remedy: str = "Fetch it again.") -> Iterator[None]:
+    """Whatever a library raises over the damaged file ``path`` becomes a `LoadError`.
+
+    what: the file is expected to be, as "a PyTorch file". `LoadError` and ``FileNotFoundError``
+    pass, and so does what no file may cause: running out of memory.
+    """
+    try:
+        yield
+    except (LoadError, FileNotFoundError, MemoryError):
+        raise
+    except Exception as error:  # parsers of damaged bytes raise many kinds
+        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        raise LoadError(f"{path} is not {what}, or it is damaged ({reason}). {remedy}") from error
+
+
 def parse_json(text: str | bytes, source: Any) -> Any:
     """What a JSON text holds; ``source`` says in errors where the text is from.
 
-    Raises `LoadError` for text that is no JSON or nested deeper than `JSON_DEPTH`.
+    Raises `LoadError` for text that is no JSON, nested deeper than `JSON_DEPTH`, or with two values
+    under one name.
     """
     try:
-        found = json.loads(text)
+        found = json.loads(text, object_pairs_hook=_once)
     except RecursionError:
         raise LoadError(f"{source} nests more than {JSON_DEPTH} levels of JSON.") from None
     except ValueError as error:  # also bytes that are no text
-        raise LoadError(f"{source} is not valid JSON ({error}).") from error
+        raise LoadError(f"{source} is not valid JSON ({error}). Download it again.") from error
     level = [found]
     for _ in range(JSON_DEPTH):
         level = [x for each in level for x in _children(each)]
     if level:
         raise LoadError(f"{source} nests more than {JSON_DEPTH} levels of JSON.")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises ``ValueError`` where a name comes twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"it gives {twice[:80]!r} twice")
     return found
 
 
@@ -74,7 +115,7 @@ def read_json(path: str | os.PathLike[str], most: int = JSON_BYTES) -> Any:
     """What a JSON file of at most ``most`` bytes holds.
 
     Raises ``FileNotFoundError`` where there is none, and `LoadError` for anything that is no
-    regular file, too large, no JSON, or nested deeper than `JSON_DEPTH`.
+    regular file, too large, or refused by `parse_json`.
     """
     return parse_json(regular_file(path, most).read_bytes(), path)
 
@@ -85,3 +126,65 @@ def read_json_object(path: str | os.PathLike[str], most: int = JSON_BYTES) -> di
     if not isinstance(found, dict):
         raise LoadError(f"{path} holds {type(found).__name__}, expected a JSON object.")
     return found
+
+
+@contextlib.contextmanager
+def opened_archive(path: str | os.PathLike[str], what: str) -> Iterator[zipfile.ZipFile]:
+    """A zip archive of which no name comes twice and which does not swell when it is unpacked.
+
+    what: it is expected to be, for errors. Raises ``FileNotFoundError`` where there is none, and
+    `LoadError` for anything else, also for what the block raises (`damage_refused`).
+    """
+    size = regular_file(path).stat().st_size
+    with damage_refused(path, what), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        names = [member.filename for member in members]
+        if len(set(names)) != len(names):
+            raise ValueError("two of its parts have one name")
+        if sum(member.compress_size for member in members) > size:
+            raise ValueError("its parts overlap")
+        if sum(member.file_size for member in members) > max(UNPACKED * size, UNPACKED_LEAST):
+            raise ValueError(f"it unpacks to more than {UNPACKED} times its size")
+        yield archive
+
+
+def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of a NumPy ``.npz`` file by name.
+
+    What an array claims to be is compared with the bytes there are before memory is taken for it.
+
+    Raises ``FileNotFoundError`` where there is none, and `LoadError` for a file that is damaged or
+    holds anything but plain arrays of numbers and text.
+    """
+    with opened_archive(path, "an .npz file of arrays") as archive:
+        return {
+            member.filename.removesuffix(".npy"): _member(archive, member)
+            for member in archive.infolist()
+        }
+
+
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """One array of an npz file. Raises ``ValueError`` where its header does not fit its size."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    name = member.filename
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in readers:
+            raise ValueError(f"{name} is of version {version} of NumPy's format")
+        shape, turned, dtype = readers[version](stream, max_header_size=NPZ_HEADER)
+        if dtype.hasobject or dtype.names is not None or dtype.subdtype is not None:
+            raise ValueError(f"{name} holds {dtype}, expected numbers or text")
+        size = member.file_size - stream.tell()
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size:
+            raise ValueError(f"{name} has {size} bytes for {dtype}{list(shape)}")
+        raw, at = np.empty(size, np.uint8), 0
+        while chunk := stream.read(_STEP):
+            raw[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
+            at += len(chunk)
+        if at != size:
+            raise ValueError(f"{name} ends after {at} of {size} bytes")
+        flat = raw.view(dtype) if size else np.empty(0, dtype)
+        return flat.reshape(shape, order="F" if turned else "C")

@@ -17,9 +17,9 @@ from jaxinterp.loading.families import Rules, family_of
 from jaxinterp.loading.fill import fill
 from jaxinterp.loading.gguf_file import GgufFile
 from jaxinterp.loading.gguf_tokenizer import tokenizer_of
-from jaxinterp.loading.reading import sha256
+from jaxinterp.loading.reading import config_of, sha256
 from jaxinterp.model import Config, Model
-from jaxinterp.reading import LoadError
+from jaxinterp.reading import LoadError, damage_refused
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
@@ -59,7 +59,12 @@ def load_gguf(
     tensors = GgufFile(file)
     json = config_json(tensors)
     family = family_of(json["model_type"])
-    config = family.config(json)
+    config = config_of(family, json, name)
+    if config.n_layers > len(list(tensors.names())):
+        raise LoadError(
+            f"{file} says that it has {config.n_layers} layers, but has fewer tensors: download "
+            "it again."
+        )
     tokenizer = tokenizer_of(tensors.metadata, name)
     rules = _rules(family.rules, json["model_type"], config)
     params = fill(family, config, tensors, dtype, mesh, rules)
@@ -67,7 +72,15 @@ def load_gguf(
 
 
 def config_json(tensors: GgufFile) -> dict[str, Any]:
-    """The config.json that the model would have in Hugging Face layout."""
+    """The config.json that the model would have in Hugging Face layout.
+
+    Raises `LoadError` for architectures that are not supported, and metadata that no model has.
+    """
+    with damage_refused(tensors.label, "a GGUF file with a model's metadata"):
+        return _config_json(tensors)
+
+
+def _config_json(tensors: GgufFile) -> dict[str, Any]:
     metadata = tensors.metadata
     arch = metadata.get("general.architecture")
     if arch not in ARCHITECTURES:

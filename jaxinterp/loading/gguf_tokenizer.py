@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from jaxinterp.reading import LoadError
+from jaxinterp.reading import LoadError, damage_refused
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
 
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+LETTERS = 16 << 20  # of all tokens together
+SPLITS = 1 << 28  # sum of the squares of their lengths: what finding the merges takes
+MERGED = 64 << 20  # letters of all merges together
 
 # How text is split before byte-level BPE, by tokenizer.ggml.pre. None: GPT-2's own pattern.
 _LLAMA3 = (
@@ -44,8 +47,15 @@ PRE_TOKENIZERS: dict[str, str | None] = {
 def tokenizer_of(metadata: dict[str, Any], name: str) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata describe.
 
-    Raises `LoadError` for a tokenizer model or a way of splitting text that is not known.
+    Raises `LoadError` for a tokenizer model or a way of splitting text that is not known, and for
+    tokens, merges and numbers that no tokenizer has.
     """
+    with damage_refused(f"The tokenizer of {name}", "one that can be rebuilt"):
+        return _rebuilt(metadata, name)
+
+
+def _rebuilt(metadata: dict[str, Any], name: str) -> Tokenizer:
+    """The tokenizer; damaged metadata raise errors of many kinds."""
     from jaxinterp.tokens import Tokenizer
 
     get = {
@@ -59,6 +69,7 @@ def tokenizer_of(metadata: dict[str, Any], name: str) -> Tokenizer:
             f"The tokenizer {kind!r} of {name} is not supported: expected 'gpt2' (byte-level "
             "BPE) or 'llama' (SentencePiece BPE) with its tokens. Load the safetensors instead."
         )
+    _check(get)
     architecture = metadata.get("general.architecture", "")
     backend = _byte_level(get, pre) if kind == "gpt2" else _sentencepiece(get, architecture)
     _add_special(backend, get, byte_level=kind == "gpt2")
@@ -73,6 +84,22 @@ def tokenizer_of(metadata: dict[str, Any], name: str) -> Tokenizer:
         add_bos=bool(add_bos) and bos is not None,
         name=name,
     )
+
+
+def _check(get: dict[str, Any]) -> None:
+    """Raises ``ValueError`` for lists of other kinds, and numbers of tokens that are not there."""
+    kinds = {"tokens": str, "merges": str, "scores": float, "token_type": int}
+    for field, kind in kinds.items():
+        given = get.get(field, [])
+        if not isinstance(given, list) or not all(type(each) is kind for each in given):
+            raise ValueError(f"its {field} are no list of {kind.__name__}")
+    tokens = get["tokens"]
+    if sum(map(len, tokens)) > LETTERS or sum(map(len, get.get("merges", ()))) > MERGED:
+        raise ValueError(f"its tokens have more than {LETTERS} letters, or its merges {MERGED}")
+    for field in ("bos", "eos", "padding", "unknown"):
+        index = get.get(f"{field}_token_id")
+        if index is not None and (type(index) is not int or not 0 <= index < len(tokens)):
+            raise ValueError(f"its {field}_token_id is {index!r:.40} of {len(tokens)} tokens")
 
 
 def _byte_level(get: dict[str, Any], pre: str | None) -> Any:
@@ -147,14 +174,22 @@ def _sentencepiece(get: dict[str, Any], architecture: str) -> Any:
 
 
 def _merges(vocab: dict[str, int], score: dict[str, float]) -> list[tuple[str, str]]:
-    """Every way to make a token from two tokens, best score first, as transformers derives it."""
-    found = []
+    """Every way to make a token from two tokens, best score first, as transformers derives it.
+
+    Raises ``ValueError`` where these are more than any tokenizer has.
+    """
+    if sum(len(token) ** 2 for token in vocab) > SPLITS:
+        raise ValueError("its tokens are too long to be made from others")
+    found, letters = [], 0
     for token, value in score.items():
         pairs = [
             (token[:i], token[i:])
             for i in range(1, len(token))
             if token[:i] in vocab and token[i:] in vocab
         ]
+        letters += len(pairs) * len(token)
+        if letters > MERGED:
+            raise ValueError(f"its merges have more than {MERGED} letters")
         pairs.sort(key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))
         found += [(*pair, value) for pair in pairs]
     found.sort(key=lambda m: (m[2], len(m[0]), len(m[1])), reverse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from jaxinterp.reading import LoadError
+from jaxinterp.reading import JSON_BYTES, LoadError, damage_refused, parse_json, regular_file
 
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
@@ -30,6 +29,9 @@ class Tensors(Protocol):
 
     def names(self) -> Iterable[str]: ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor, as the file says before it is read."""
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, as floats; its memory is released with the last reference."""
 
@@ -45,10 +47,17 @@ class Safetensors:
         self.label = label
         self._at: dict[str, tuple[Path, str, list[int], int]] = {}
         for file in files:
-            self._at.update(_header(file))
+            for name, entry in _header(file).items():
+                if name in self._at:
+                    raise LoadError(f"{file} and {self._at[name][0]} both hold {name!r}. {_AGAIN}")
+                self._at[name] = entry
 
     def names(self) -> Iterable[str]:
         return self._at.keys()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor."""
+        return tuple(self._at[name][2])
 
     def read(self, name: str) -> np.ndarray:
         file, dtype, shape, offset = self._at[name]
@@ -59,31 +68,47 @@ class Safetensors:
             )
         if 0 in shape:
             return np.empty(shape, _DTYPES[dtype])
-        return np.memmap(file, _DTYPES[dtype], "r", offset, tuple(shape)).view(np.ndarray)
+        with damage_refused(file, "a whole safetensors file", _AGAIN):  # it may have shrunk
+            return np.memmap(file, _DTYPES[dtype], "r", offset, tuple(shape)).view(np.ndarray)
 
 
 def _header(file: Path) -> dict[str, tuple[Path, str, list[int], int]]:
-    """Where each tensor of one file lies: (file, dtype, shape, offset)."""
-    size = file.stat().st_size
+    """Where each tensor of one file lies: (file, dtype, shape, offset).
+
+    Raises `LoadError` for whatever the safetensors library refuses.
+    """
+    size = regular_file(file).stat().st_size
     with file.open("rb") as stream:
         head = stream.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > size - 8:
+        if length > min(size - 8, JSON_BYTES):
             raise LoadError(f"{file} ({size} bytes) is truncated or no safetensors file. {_AGAIN}")
-        try:
-            entries = json.loads(stream.read(length))
-            entries.pop("__metadata__", None)
-            found, end = {}, 8 + length
-            for name, entry in entries.items():
-                dtype, shape = entry["dtype"], entry["shape"]
-                start, stop = (8 + length + offset for offset in entry["data_offsets"])
-                found[name] = (file, dtype, shape, start)
-                end = max(end, stop)
-                known = np.dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else None
-                if known and stop - start != known * math.prod(shape):
-                    raise ValueError(f"{name} has {stop - start} bytes for {dtype}{shape}")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise LoadError(f"The header of {file} is corrupted ({error}). {_AGAIN}") from error
+        entries = parse_json(stream.read(length), f"The header of {file} is corrupted: it")
+    try:
+        entries.pop("__metadata__", None)
+        found, end = {}, 8 + length
+        for name, entry in entries.items():
+            dtype, shape = entry["dtype"], entry["shape"]
+            start, stop = (8 + length + offset for offset in entry["data_offsets"])
+            found[name] = (file, dtype, shape, start)
+            end = max(end, stop)
+            known = np.dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else None
+            if known and stop - start != known * math.prod(shape):
+                raise ValueError(f"{name} has {stop - start} bytes for {dtype}{shape}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"The header of {file} is corrupted ({error}). {_AGAIN}") from error
     if end != size:
         raise LoadError(f"{file} has {size} bytes where its header says {end}. {_AGAIN}")
+    _check_by_library(file)
     return found
+
+
+def _check_by_library(file: Path) -> None:
+    """The library's own reader finds gaps, overlaps, and numbers that are no sizes."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise LoadError(f"The header of {file} is corrupted ({error}). {_AGAIN}") from error
