@@ -20,6 +20,7 @@ from jaxinterp.model.config import Config
 from jaxinterp.model.inputs import Tokens
 from jaxinterp.model.sites import SITES, absent, axis_size, parse
 from jaxinterp.model.taps import At
+from jaxinterp.numerics import wide, wide_dtype
 
 Operation = Literal["replace", "add", "scale", "project_out", "apply"]
 Index = Any  # None (everywhere), an integer, or a bool mask along the axis
@@ -110,17 +111,20 @@ class Edit(struct.PyTreeNode):
             return jnp.asarray(unshare(self.value)(value, at)).astype(value.dtype)
         given = self._given(value, at)
         if self.operation == "replace":
-            return jnp.broadcast_to(given, value.shape)
+            return jnp.broadcast_to(given, value.shape).astype(value.dtype)
+        start = wide(value)  # rounded to the model's dtype once, at the end
         if self.operation == "add":
-            return value + given
-        if self.operation == "scale":
-            return value * given
-        unit = given / jnp.linalg.norm(given, axis=-1, keepdims=True)
-        return value - (value * unit).sum(-1, keepdims=True) * unit
+            changed = start + given
+        elif self.operation == "scale":
+            changed = start * given
+        else:
+            unit = given / jnp.linalg.norm(given, axis=-1, keepdims=True)
+            changed = start - (start * unit).sum(-1, keepdims=True) * unit
+        return changed.astype(value.dtype)
 
     def _given(self, value: jax.Array, at: At) -> jax.Array:
         """What is to be put, added or projected out, as far as it stands where ``value`` does."""
-        given = at.donor(jnp.asarray(unshare(self.value))).astype(value.dtype)
+        given = at.donor(jnp.asarray(unshare(self.value))).astype(wide_dtype(value))
         try:
             fits = jnp.broadcast_shapes(given.shape, value.shape) == value.shape
         except ValueError:
@@ -290,7 +294,7 @@ def project_out(
     Raises ``ValueError`` for a direction of length 0.
     """
     where, known = _where(layer, position, head, neuron, source), unshare(direction)
-    if not isinstance(known, jax.core.Tracer) and not np.linalg.norm(known, axis=-1).all():
+    if not isinstance(known, jax.core.Tracer) and not np.linalg.norm(wide(known), axis=-1).all():
         raise ValueError(f"A direction for {site!r} has length 0: there is nothing to project out.")
     return _edit("project_out", site, direction, where)
 

@@ -19,8 +19,11 @@ def wide_dtype(*values: Any) -> Any:
 
 
 def wide(x: Any) -> Any:
-    """The array x [...] in float32 or wider; NumPy stays NumPy, and float64 stays float64."""
+    """The array x [...] in float32 or wider; NumPy stays NumPy, and float64 stays float64.
+
+    An ``xarray.DataArray`` keeps its labels.
+    """
     if isinstance(x, jax.Array):
         return x.astype(wide_dtype(x))
-    x = np.asarray(x)
+    x = x if hasattr(x, "dims") else np.asarray(x)
     return x.astype(np.float64 if x.dtype.itemsize > 4 and x.dtype.kind in "fiu" else np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxinterp.ablation.fills import Fill, fill_of, in_full
 from jaxinterp.cells import Cells, coordinates, label, make_cells
+from jaxinterp.checks import random_seed
 from jaxinterp.components import Places, of_cells, of_list, of_sites
 from jaxinterp.grid_runs import (
     Direction,
@@ -29,6 +30,7 @@ from jaxinterp.interventions import replace
 from jaxinterp.metrics import Metric, check_metric, evaluate, of_prompts
 from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide
 from jaxinterp.results import claim
 from jaxinterp.stats import baseline
 from jaxinterp.sweep import Ledger, observe
@@ -84,7 +86,7 @@ def patch_pairs(
     the diagonal and NaN for pairs that were not asked for. `conditional` and `interaction`
     read it. Other arguments, coordinates and errors are as in `patch`.
     """
-    clean = as_tokens(clean)
+    clean, seed = as_tokens(clean), random_seed(seed)
     check_direction(direction)
     check_tokens(model.config, clean)
     check_metric(metric, model, clean)
@@ -143,7 +145,7 @@ def conditional(result: xr.DataArray) -> xr.DataArray:
     Dims ("a", "b", "prompt"). A backup b has a small effect alone (`singles`) and a large one
     given a.
     """
-    return _like(result, result - _single(result, "a"), "conditional")
+    return _like(result, wide(result) - _single(result, "a"), "conditional")
 
 
 def interaction(result: xr.DataArray) -> xr.DataArray:
@@ -151,7 +153,7 @@ def interaction(result: xr.DataArray) -> xr.DataArray:
 
     Dims ("a", "b", "prompt"), symmetric; NaN on the diagonal.
     """
-    both = result - _single(result, "a") - _single(result, "b") + baseline(result)
+    both = wide(result) - _single(result, "a") - _single(result, "b") + baseline(result)
     both = both.transpose("a", "b", "prompt").copy()
     both.values[np.diag_indices(both.sizes["a"])] = np.nan
     return _like(result, both, "interaction")
@@ -167,7 +169,7 @@ def _single(result: xr.DataArray, axis: str) -> xr.DataArray:
     import xarray as xr
 
     order = result.transpose("a", "b", "prompt")
-    values = np.einsum("aap->ap", order.values)
+    values = np.einsum("aap->ap", wide(order.values))
     coords = {axis: result.coords[axis].values, "prompt": result.coords["prompt"].values}
     return xr.DataArray(values, coords, (axis, "prompt"))
 

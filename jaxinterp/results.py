@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxinterp.files import whole, writable_folder
 from jaxinterp.model import Model
+from jaxinterp.numerics import wide
 
 if TYPE_CHECKING:  # xarray brings pandas: too heavy for `import jaxinterp`
     import xarray as xr
@@ -78,9 +79,9 @@ def share(result: xr.DataArray, prompts: str = "mean") -> xr.DataArray:
     """
     if prompts not in ("mean", "each"):
         raise ValueError(f"prompts is {prompts!r}, expected 'mean' or 'each'.")
-    clean, corrupted, value = result.coords["clean"], result.coords["corrupted"], result
+    clean, corrupted, value = map(wide, (result.clean, result.corrupted, result))
     if prompts == "mean":
-        clean, corrupted, value = clean.mean(), corrupted.mean(), result.mean("prompt")
+        clean, corrupted, value = clean.mean(), corrupted.mean(), value.mean("prompt")
     gap = clean - corrupted
     if not (gap != 0).any():
         warnings.warn(

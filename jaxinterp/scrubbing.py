@@ -38,6 +38,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.circuits.circuit import Circuit, graph_of
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.circuits.masked import Reads, measure, walk
@@ -55,6 +56,7 @@ from jaxinterp.model import (
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.taps import Tap
+from jaxinterp.numerics import wide, wide_dtype
 from jaxinterp.results import claim, fingerprint
 from jaxinterp.sweep.devices import to_host
 
@@ -175,10 +177,8 @@ def scrub(
     tokens = as_tokens(tokens)
     check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
-    if draws < 1 or batch < 1 or seed < 0:
-        raise ValueError(
-            f"draws={draws}, batch={batch}, seed={seed}: expected at least 1, 1 and 0."
-        )
+    draws, batch = whole_number("draws", draws, 1, MANY), whole_number("batch", batch, 1)
+    seed = random_seed(seed)
     claims = state(model, tokens, hypothesis)
     n = len(tokens)
     tree = claims.draw(np.tile(np.arange(n), draws), np.random.default_rng(seed))
@@ -341,7 +341,7 @@ class Plain:
         for kind, head, receiver in self._readers(part.sender):
             site = "mlp_in" if kind == "mlp" else "resid_pre"
             change = self._input(part, receiver, self.reads[site, layer])
-            changes[kind] = head, change - self.reads[site, layer][part.reference]
+            changes[kind] = head, wide(change) - wide(self.reads[site, layer][part.reference])
         slot = part.sender - self.graph.sender(layer, 0)
         x = self.reads["resid_pre", layer][part.reference]
         tokens = self.tokens[part.reference]
@@ -354,11 +354,12 @@ class Plain:
     def _input(self, part: Part, receiver: int, plain: np.ndarray) -> Any:
         """What a receiver of a part reads [b P D]; ``plain`` [n P D]: in the plain runs."""
         assert part.inputs is not None
-        value: Any = jnp.asarray(plain[part.rest])
+        value: Any = wide(jnp.asarray(plain[part.rest]))
         for own, each in part.inputs:
             if own == receiver:
-                value = value + (self.value(each) - self.written[each.sender][part.rest])  # type: ignore[index]
-        return value
+                theirs = self.written[each.sender][part.rest]  # type: ignore[index]
+                value = value + (wide(self.value(each)) - wide(theirs))
+        return value.astype(plain.dtype)
 
     def _readers(self, sender: int) -> list[tuple[str, int, int]]:
         """(kind, head, receiver) of all that a sender reads by."""
@@ -402,7 +403,7 @@ def _part(
     layer, frame = layer_at(model, index), Frame(tokens.positions)
 
     def come(place: slice) -> jax.Array:
-        out = jnp.zeros((place.stop - place.start, *x.shape), x.dtype)
+        out = jnp.zeros((place.stop - place.start, *x.shape), wide_dtype(x))
         for kind, (head, change) in changes.items():
             out = out.at[head].add(change) if graph.slots[kind] == place else out
         return out

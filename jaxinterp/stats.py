@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from jaxinterp.checks import MANY, random_seed, real_number, whole_number
+from jaxinterp.numerics import wide
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -33,7 +36,7 @@ def baseline(result: xr.DataArray) -> xr.DataArray:
         raise ValueError(
             f"The array has no coordinate {name!r}: give what patch, ablate or the like returned."
         )
-    return result.coords[name].reset_coords(drop=True)
+    return wide(result.coords[name].reset_coords(drop=True))
 
 
 def effects(result: xr.DataArray) -> xr.DataArray:
@@ -41,7 +44,7 @@ def effects(result: xr.DataArray) -> xr.DataArray:
 
     The start is the corrupted run where ``attrs["direction"]`` is "denoise", else the clean one.
     """
-    return (result - baseline(result)).rename(result.name).assign_attrs(result.attrs)
+    return (wide(result) - baseline(result)).rename(result.name).assign_attrs(result.attrs)
 
 
 def bootstrap(
@@ -69,8 +72,8 @@ def bootstrap(
     """
     if method not in ("percentile", "bca"):
         raise ValueError(f"method is {method!r}, expected 'percentile' or 'bca'.")
-    if not 0 < level < 1 or n < 1:
-        raise ValueError(f"level={level}, n={n}: expected between 0 and 1, and at least 1.")
+    level = real_number("level", level, above=0, below=1)
+    n, seed = whole_number("n", n, 1, MANY), random_seed(seed)
     cells, shape, dims = _flat(result, dim)
     size = cells.shape[1]
     if size < 2:
@@ -181,14 +184,14 @@ def paired_permutation(
         raise ValueError(
             f"alternative is {alternative!r}, expected 'two-sided', 'greater' or 'less'."
         )
-    if n < 1:
-        raise ValueError(f"n={n}: expected at least 1.")
+    n, seed = whole_number("n", n, 1, MANY), random_seed(seed)
     if isinstance(b, xr.DataArray):
         try:
             a, b = xr.align(a, b, join="exact")
         except ValueError as error:
             raise ValueError(f"a and b are not over the same prompts and cells: {error}") from None
-    differences = (a - b).transpose(..., dim) if dim in getattr(a, "dims", ()) else a
+    b = wide(b) if hasattr(b, "dtype") else b
+    differences = (wide(a) - b).transpose(..., dim) if dim in getattr(a, "dims", ()) else a
     cells, shape, dims = _flat(differences, dim)
     size = cells.shape[1]
     exact = size < 60 and 2**size <= n

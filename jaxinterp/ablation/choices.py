@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.ablation.fills import Fill, fill_of, in_full
+from jaxinterp.checks import random_seed
 from jaxinterp.components import Places, of_sites, position_mask
 from jaxinterp.grid_runs import Driver, batch_size, check_pair, ignore
 from jaxinterp.interventions import Edit, Where, unshare
@@ -92,7 +93,7 @@ def ablation_grid(
     (``result.mean("prompt").to_dataframe()`` is a table). ``clean`` and (with donors)
     ``corrupted`` hold the baselines. Other arguments and errors are as in `ablate`.
     """
-    tokens = as_tokens(tokens)
+    tokens, seed = as_tokens(tokens), random_seed(seed)
     check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
     if donors is not None:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.ablation.means import By, as_value, mean_activations
+from jaxinterp.checks import MANY, whole_number
 from jaxinterp.grid_runs import BATCH, Driver, check_pair, first_difference, recorded
 from jaxinterp.interventions import Shared
 from jaxinterp.model import SITES, Model, Tokens, as_tokens
@@ -234,8 +235,7 @@ def _donors(
     roles: Mapping[str, Any] | None,
 ) -> Fill:  # fmt: skip
     """A donor for every prompt and draw: given, drawn from a pool, or another of the prompts."""
-    if draws is not None and draws < 1:
-        raise ValueError(f"draws={draws}: there is at least one.")
+    whole_number("draws", draws, 1, MANY, optional=True)
     rng, n = np.random.default_rng(seed), len(tokens)
     at: tuple[np.ndarray, ...] | None = None
     if donors is None:

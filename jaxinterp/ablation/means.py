@@ -19,6 +19,7 @@ from jaxinterp.model import SITES, Model, Tokens, as_tokens, forward
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.forward import check_record
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide
 from jaxinterp.results import claim
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def mean_activations(
     prompt of the stream: each group of equal labels. A pair of one of the first three and
     labels: both (``("position", templates)``). second: also the variance.
 
-    Batches are summed in the model's dtype and put together in float64 (mean and centred
-    squares: Chan, Golub & LeVeque 1979), so that long streams lose nothing.
+    Batches are summed in float32 (or wider, as the model is) and put together in float64 (mean
+    and centred squares: Chan, Golub & LeVeque 1979), so that long streams lose nothing.
 
     Returns float64 arrays with dims (group, layer, position, and the site's other axes), as
     far as they apply. The coordinate ``count`` says over how many tokens a mean was taken (NaN
@@ -184,7 +185,7 @@ def _of_batch(
 
     def one(site: str, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         axes = SITES[site].axes
-        x = x if SITES[site].layered else x[None]
+        x = wide(x if SITES[site].layered else x[None])
         x = jnp.moveaxis(x, (1, 2 + axes.index("position")), (0, 2))  # [B L P ...]
         rest = (1,) * (x.ndim - 3)
         x = jnp.take_along_axis(x, columns.reshape(len(columns), 1, -1, *rest), 2)

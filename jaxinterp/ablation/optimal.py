@@ -20,6 +20,7 @@ import optax
 from jaxinterp.ablation.fills import Fill
 from jaxinterp.ablation.means import mean_activations
 from jaxinterp.cells import Cells, make_cells
+from jaxinterp.checks import LONG, random_seed, real_number, whole_number
 from jaxinterp.grid_runs import Driver, site_and_layers
 from jaxinterp.interventions import replace
 from jaxinterp.metrics import Metric, check_metric, of_prompts
@@ -89,8 +90,8 @@ def optimal_constants(
     check_metric(metric, model, tokens)
     if objective is not None:
         check_metric(objective, model, tokens)
-    if steps < 1 or not rate > 0:
-        raise ValueError(f"steps={steps}, rate={rate}: expected at least 1, and more than 0.")
+    steps, rate = whole_number("steps", steps, 1, LONG), real_number("rate", rate, above=0)
+    seed = random_seed(seed)
     name, layers = site_and_layers(site, layers)
     if "source" in SITES[name].axes:
         raise ValueError(f"{name!r} has rows that sum to one: a constant cannot stand for them.")

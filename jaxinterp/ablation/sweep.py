@@ -18,6 +18,7 @@ import numpy as np
 from jaxinterp.ablation.fills import KINDS, Fill, at_role, fill_of, in_full
 from jaxinterp.ablation.optimal import CellConstants, optimal_constants
 from jaxinterp.cells import Cells, coordinates, label, make_cells
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.grid_runs import (
     Driver,
     batch_size,
@@ -32,6 +33,7 @@ from jaxinterp.metrics import Metric, check_metric, of_prompts
 from jaxinterp.model import SITES, At, Config, Model, Tokens, as_tokens
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import axis_size
+from jaxinterp.numerics import wide, wide_dtype
 from jaxinterp.results import claim, fingerprint
 from jaxinterp.sweep import Ledger, observe
 from jaxinterp.sweep.devices import checked, place_model, to_host
@@ -97,7 +99,8 @@ def ablate(
     dims (*over, "prompt"), or (*over, "draw", "prompt"). The coordinate ``clean`` holds the
     unablated metric of each prompt. `jaxinterp.stats.effects` subtracts it.
     """
-    tokens = as_tokens(tokens)
+    tokens, seed = as_tokens(tokens), random_seed(seed)
+    whole_number("draws", draws, 1, MANY, optional=True)
     check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
     name, layers = site_and_layers(site, layers)
@@ -212,11 +215,13 @@ class Along(Edit):
     direction: Any
 
     def __call__(self, value: jax.Array, at: At) -> jax.Array:
-        change = super().__call__(value, at) - value
-        unit = jnp.asarray(unshare(self.direction)).astype(value.dtype)
+        start = wide(value)
+        change = wide(super().__call__(value, at)) - start
+        unit = jnp.asarray(unshare(self.direction)).astype(wide_dtype(value))
         unit = unit if unit.ndim == 1 else unit[at.layer]
         unit = unit / jnp.linalg.norm(unit, axis=-1, keepdims=True)
-        return value + (change * unit).sum(-1, keepdims=True) * unit
+        moved = start + (change * unit).sum(-1, keepdims=True) * unit
+        return moved.astype(value.dtype)
 
 
 def edit(site: str, value: Any, where: dict[str, Any], along: Any = None) -> Edit:

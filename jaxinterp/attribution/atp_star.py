@@ -23,6 +23,7 @@ from jaxinterp.interventions import add, replace
 from jaxinterp.metrics import evaluate
 from jaxinterp.model import At, Model, forward
 from jaxinterp.model.sites import absent
+from jaxinterp.numerics import wide, wide_dtype
 from jaxinterp.sweep import observe
 
 QUERIES, KEYS = ("q", "rot_q"), ("k", "rot_k")
@@ -104,7 +105,7 @@ def _fixed(pair: Pair) -> Callable[..., tuple[jax.Array, jax.Array]]:
     patched = forward(
         model, base, (frozen, replace(site, pair.values)), record=("attn_scores", "pattern")
     ).activations
-    change = patched["pattern"] - recorded["pattern"]  # L B H Q S
+    change = wide(patched["pattern"]) - wide(recorded["pattern"])  # L B H Q S
 
     def effects(gradient: jax.Array) -> jax.Array:
         if site in QUERIES:  # a query's row is its own
@@ -122,7 +123,7 @@ def _fixed(pair: Pair) -> Callable[..., tuple[jax.Array, jax.Array]]:
         def measure(amount: jax.Array) -> jax.Array:
             return evaluate(pair.metric, model, base, (add("pattern", amount), *after))
 
-        metric, gradient = slopes_of(measure, jnp.zeros_like(recorded["pattern"]))
+        metric, gradient = slopes_of(measure, jnp.zeros_like(change))
         return metric, effects(gradient)
 
     return slopes
@@ -137,10 +138,8 @@ def key_effects(scores: jax.Array, patched: jax.Array, gradient: jax.Array) -> j
     linear time (the paper's appendix). Log-odds against the others are kept exact by running
     sums from both ends, so that a share that rounds to 1 is no trouble.
     """
-    wide = jnp.promote_types(scores.dtype, jnp.float32)
-    scores, patched = scores.astype(wide), patched.astype(wide)
-    gradient = gradient.astype(wide)
-    nothing = jnp.finfo(wide).min
+    scores, patched, gradient = wide(scores), wide(patched), wide(gradient)
+    nothing = jnp.finfo(wide_dtype(scores)).min
 
     def merge(a: Any, b: Any) -> Any:
         """Two sets of keys: the log of their weight and their mean gradient."""

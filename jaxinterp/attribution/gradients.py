@@ -19,6 +19,7 @@ from flax import struct
 
 from jaxinterp.metrics import Metric, evaluate
 from jaxinterp.model import SITES, At, Model, Tokens
+from jaxinterp.numerics import wide, wide_dtype
 
 WIDTHS = ("d_model", "d_head", "one")
 
@@ -41,8 +42,8 @@ class Toward(struct.PyTreeNode):
 
     def __call__(self, value: jax.Array, at: At) -> jax.Array:
         start = value if self.base is None else at.donor(self.base)
-        way = at.donor(self.donor) - start
-        return value + (at.donor(self.amount) * way).astype(value.dtype)
+        way = wide(at.donor(self.donor)) - wide(start)
+        return (wide(value) + at.donor(self.amount) * way).astype(value.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Pair:
         """Nothing patched: zeros, shaped as the site's values with a width of 1."""
         wide = SITES[self.site].axes[-1] in WIDTHS
         shape = (*self.values.shape[:-1], 1) if wide else self.values.shape
-        return jnp.zeros(shape, jnp.promote_types(self.values.dtype, jnp.float32))
+        return jnp.zeros(shape, wide_dtype(self.values))
 
     def measure(self, amounts: jax.Array, before: tuple = (), after: tuple = ()) -> jax.Array:
         """The metric [B] with that much of the donor's values; other edits before or after."""

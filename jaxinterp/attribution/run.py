@@ -14,6 +14,7 @@ import numpy as np
 from jaxinterp.attribution import atp_star, hessian, integrated, relp
 from jaxinterp.attribution.gradients import Pair
 from jaxinterp.cells import Cells, coordinates, label, make_cells
+from jaxinterp.checks import MANY, whole_number
 from jaxinterp.grid_runs import Driver, check_pair, site_and_layers
 from jaxinterp.metrics import Metric, check_metric, of_prompts
 from jaxinterp.model import SITES, Config, Model, Tokens, as_tokens
@@ -185,6 +186,7 @@ class _Task:
         check_direction(direction)
         name, layers = site_and_layers(site, layers)
         cells = make_cells(model, name, over, clean, layers=layers, **chosen)
+        whole_number("batch", batch, 1, optional=True)
         size = _fitting(model.config, clean) if batch is None else batch
         driver = Driver.of(model, clean, (), batch=size, on_done=on_done)
         return cls(model, clean, corrupted, metric, name, direction, cells, driver)
@@ -219,8 +221,7 @@ def _check_method(task: _Task, method: str, steps: int, rules: tuple[str, ...]) 
         atp_star.check(task.model, site, over, fix="qk" in parts, drop="drop" in parts)
     if method == "relp":
         relp.check(task.model, site, rules)
-    if method.startswith("ig") and steps < 1:
-        raise ValueError(f"steps={steps}: an integral needs at least one point.")
+    whole_number("steps", steps, 1, MANY)
     if method == "ig" and SITES[site].layered and "layer" not in over:
         raise ValueError(f"method='ig' integrates layer by layer: add 'layer' to over={over}.")
     types, others = task.clean.types, task.corrupted.types

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.circuits.circuit import Circuit
 from jaxinterp.circuits.measures import ablated, evaluate_circuits, masked_values
 from jaxinterp.circuits.runs import prepare
 from jaxinterp.grid_runs import ignore
 from jaxinterp.model import Model
+from jaxinterp.numerics import wide
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -64,6 +66,7 @@ def incompleteness(
     import xarray as xr
 
     nodes = _inner(circuit)
+    samples, seed = whole_number("samples", samples, 1, MANY), random_seed(seed)
     if sets is None:
         rng = np.random.default_rng(seed)
         drawn = rng.random((samples, len(nodes))) < 0.5
@@ -88,7 +91,8 @@ def incompleteness(
 
 def worst_incompleteness(result: xr.DataArray) -> tuple[float, str]:
     """The largest |F(C \\ K) - F(M \\ K)|, and the set K that has it (by its nodes)."""
-    gap = np.abs(result.mean("prompt").sel(of="circuit") - result.mean("prompt").sel(of="model"))
+    mean = wide(result).mean("prompt")
+    gap = np.abs(mean.sel(of="circuit") - mean.sel(of="model"))
     worst = int(np.asarray(gap).argmax())
     return float(gap[worst]), str(result["nodes"].values[worst])
 
@@ -107,6 +111,7 @@ def minimality(
     import xarray as xr
 
     nodes = _inner(circuit)
+    samples, seed = whole_number("samples", samples, 0, MANY), random_seed(seed)
     rng = np.random.default_rng(seed)
     drawn = np.concatenate(
         [np.zeros((1, len(nodes)), bool), rng.random((samples, len(nodes))) < 0.5]

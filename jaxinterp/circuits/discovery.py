@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import numbers, whole_number
 from jaxinterp.circuits.circuit import Circuit, graph_of
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.circuits.masked import masked_metric
@@ -19,6 +20,7 @@ from jaxinterp.grid_runs import ignore
 from jaxinterp.metrics import Metric
 from jaxinterp.model import Model, Tokens
 from jaxinterp.model.compiled import jit
+from jaxinterp.numerics import wide
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -31,9 +33,9 @@ def importance(result: xr.DataArray) -> xr.DataArray:
     Positive is helpful. Means over prompts.
     """
     if result.attrs["direction"] == "noise":
-        out = (result["clean"] - result).mean("prompt")
+        out = (wide(result["clean"]) - wide(result)).mean("prompt")
     else:
-        out = (result - result["corrupted"]).mean("prompt")
+        out = (wide(result) - wide(result["corrupted"])).mean("prompt")
     return out.rename("importance").assign_attrs(result.attrs)
 
 
@@ -141,9 +143,9 @@ def acdc(
     go into one batch. on_done: called with the number of edges decided. Dangling edges are
     removed from the result.
     """
-    levels = np.atleast_1d(np.asarray(threshold, np.float32))
-    if levels.ndim != 1 or not levels.size or not (levels > 0).all():
-        raise ValueError(f"threshold={threshold}, expected positive numbers.")
+    listed = threshold if np.ndim(threshold) else [threshold]
+    levels = numbers("threshold", listed, above=0).astype(np.float32)
+    block = whole_number("block", block, 1)
     runs = prepare(model, clean, corrupted, metric, direction, alternative, None)
     graph = runs.graph
     begin = graph.exists if start is None else start.edges & graph.exists

@@ -19,6 +19,7 @@ from flax import struct
 
 from jaxinterp.circuits.circuit import Circuit, graph_of
 from jaxinterp.circuits.graph import Graph
+from jaxinterp.circuits.masked import added
 from jaxinterp.circuits.runs import Direction, Part, edge_result, prepare
 from jaxinterp.grid_runs import ignore
 from jaxinterp.interventions import Shared
@@ -127,7 +128,8 @@ class Exchange(struct.PyTreeNode):
             heads = jnp.arange(value.shape[2]) == self.head
             new = at.donor(self.received[:, :, None])
             return jnp.where(real[:, :, None, None] & heads[:, None], new, value)
-        return jnp.where(real[:, :, None], value + at.donor(self.gap[self.sender]), value)
+        new = added(value, at.donor(self.gap[self.sender]))
+        return jnp.where(real[:, :, None], new, value)
 
     def begins(self, config: Config) -> tuple[Any, Any]:
         """As `jaxinterp.Edit.begins`."""
@@ -164,9 +166,10 @@ def _received(part: Part, kind: str, layer: int, places: np.ndarray) -> np.ndarr
     """[n B P K]: what heads compute from the stream and each edge's gap; 0 for other receivers."""
     batch, length, _ = part.run.stream.shape
     if kind in ("mlp", "logits"):
-        return np.zeros((len(places), batch, length, part.graph.config.d_head), part.gap.dtype)
+        shape = (len(places), batch, length, part.graph.config.d_head)
+        return np.zeros(shape, part.run.stream.dtype)
     heads = places[:, 0] - part.graph.receiver(layer, kind)
-    read = part.run.resid_pre[layer] + part.gap
+    read = added(part.run.resid_pre[layer], part.gap)
     found = received(part.model, jnp.int32(layer), read, kind=kind)
     return np.asarray(found)[places[:, 1], :, :, heads]
 

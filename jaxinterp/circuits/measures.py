@@ -21,6 +21,7 @@ from jaxinterp.grid_runs import ignore
 from jaxinterp.metrics import Metric
 from jaxinterp.model import Model, Tokens
 from jaxinterp.model.compiled import jit
+from jaxinterp.numerics import wide
 from jaxinterp.results import share
 from jaxinterp.sweep.devices import to_host
 from jaxinterp.sweep.schedule import MEMORY
@@ -136,7 +137,7 @@ def faithfulness(result: xr.DataArray) -> xr.DataArray:
 
 def area(shares: Any, values: Any) -> float:
     """The area under a curve over fractions of edges, by trapezoids in linear k."""
-    return float(np.trapezoid(np.asarray(values), np.asarray(shares)))
+    return float(np.trapezoid(wide(np.asarray(values)), wide(np.asarray(shares))))
 
 
 def cpr(faithful: xr.DataArray) -> float:
@@ -149,7 +150,7 @@ def cpr(faithful: xr.DataArray) -> float:
 
 def cmd(faithful: xr.DataArray) -> float:
     """Circuit-model distance: the area under ``|1 - f(C_k)|``. Take circuits by magnitude."""
-    return area(faithful["fraction"], np.abs(1 - faithful))
+    return area(faithful["fraction"], np.abs(1 - wide(faithful)))
 
 
 def faithfulness_curve(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxinterp.checks import LONG, random_seed, real_number, whole_number
 from jaxinterp.circuits.circuit import Circuit
 from jaxinterp.circuits.masked import masked_metric
 from jaxinterp.circuits.runs import Direction, Part, prepare
@@ -69,8 +70,10 @@ def prune_edges(
 
     Raises ``ValueError`` for a share outside (0, 1).
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share={share}, expected a fraction of the edges between 0 and 1.")
+    share = real_number("share", share, above=0, below=1)
+    steps = whole_number("steps", steps, 1, LONG)
+    learning_rate = real_number("learning_rate", learning_rate, above=0)
+    seed = random_seed(seed)
     runs = prepare(model, clean, corrupted, metric, direction, alternative, batch)
     size = runs.driver.size
     rows = [np.arange(i, i + size).clip(max=len(runs) - 1) for i in range(0, len(runs), size)]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.circuits.circuit import graph_of
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.circuits.masked import Pass, masked_metric, measure, walk, written_by
@@ -19,6 +20,7 @@ from jaxinterp.metrics import Metric, check_metric, of_prompts
 from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide
 from jaxinterp.results import claim
 from jaxinterp.sweep import observe
 from jaxinterp.sweep.base import Base
@@ -61,7 +63,8 @@ class Part:
 
     @functools.cached_property
     def gap(self) -> jax.Array:
-        return self.other - self.run.written
+        """[S B P D]: what each sender's other value adds, in float32 or wider."""
+        return wide(self.other) - wide(self.run.written)
 
     @functools.cached_property
     def base(self) -> Base:
@@ -171,8 +174,8 @@ def prepare(
             f"alternative={alternative!r}, expected 'run' (the other run's values), 'zero', or an "
             "array of what senders write instead."
         )
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch={batch}: a program holds at least one prompt.")
+    batch = whole_number("batch", batch, 1, optional=True)
+    whole_number("memory", options.get("memory", 1), 1)
     clean = as_tokens(clean)
     check_tokens(model.config, clean)
     own = isinstance(alternative, str) and alternative == "run"

@@ -23,15 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, whole_number
 from jaxinterp.circuits.circuit import Circuit, graph_of
 from jaxinterp.circuits.edges import chosen_edges
-from jaxinterp.circuits.masked import Held, measure, walk
+from jaxinterp.circuits.masked import Held, added, measure, walk
 from jaxinterp.circuits.runs import Direction, Part, edge_result, prepare
 from jaxinterp.grid_runs import ignore
 from jaxinterp.metrics import Metric
 from jaxinterp.model import Model, Tokens
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.parts import einsum
+from jaxinterp.numerics import wide, wide_dtype
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -67,8 +69,7 @@ def attribute_edges(
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}, expected one of {', '.join(get_args(Method))}.")
-    if steps < 1:
-        raise ValueError(f"steps={steps}: an average needs at least one.")
+    steps = whole_number("steps", steps, 1, MANY)
     chosen = chosen_edges(graph_of(model), edges)
     runs = prepare(model, clean, corrupted, metric, direction, alternative, batch, on_done=on_done)
 
@@ -105,7 +106,8 @@ def gradients(
     held: senders that are held; mask and other: edges that are exchanged, as in `walk`.
     """
     shape = jax.eval_shape(walk, model, tokens)
-    zero = jnp.zeros((graph_of(model).n_receivers, *shape.stream.shape), shape.stream.dtype)
+    stream = shape.stream
+    zero = jnp.zeros((graph_of(model).n_receivers, *stream.shape), wide_dtype(stream))
 
     def total(shift: jax.Array) -> tuple[jax.Array, jax.Array]:
         run = walk(model, tokens, mask, other, shift, held)
@@ -140,7 +142,7 @@ def _eap_ig_inputs(part: Part, steps: int) -> jax.Array:
 
 def _held_at(part: Part, where: np.ndarray, share: float) -> jax.Array:
     """The gradients with some senders part of the way to the other run."""
-    held = Held(jnp.asarray(where), part.run.written + share * part.gap)
+    held = Held(jnp.asarray(where), added(part.run.written, share * part.gap))
     return gradients(part.model, part.tokens, part.metric, held)[0]
 
 
@@ -165,7 +167,8 @@ def _ig_edges(part: Part, steps: int) -> jax.Array:
     for share in _midpoints(steps):
         mask = jnp.asarray(part.graph.exists, part.gap.dtype) * share
         gradient, written = gradients(part.model, part.tokens, part.metric, None, mask, part.other)
-        total = total + _product(part.model, gradient, part.other - written) / steps
+        gap = wide(part.other) - wide(written)
+        total = total + _product(part.model, gradient, gap) / steps
     return _edges_only(part, total)
 
 

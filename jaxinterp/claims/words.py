@@ -203,7 +203,8 @@ def _verb(edit: Any) -> str:
     elif np.ndim(value) == 1:
         text = "a direction"
         if edit.operation == "add":
-            text = f"a vector of length {short(float(np.linalg.norm(np.asarray(value))))}"
+            length = float(np.linalg.norm(np.asarray(value, np.float64)))
+            text = f"a vector of length {short(length)}"
     else:
         text = "given directions" if edit.operation == "project_out" else "given vectors"
     return VERBS[edit.operation].format(site=edit.site, value=text)

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.metrics import Metric, logit_diff, metric
 from jaxinterp.model import Model, Tokens
+from jaxinterp.numerics import wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +104,8 @@ class Known:
                 f"length={length}: {self.name} takes prompts of {self.lengths[0]} to "
                 f"{self.lengths[-1]} symbols."
             )
-        if n < 1 or seed < 0:
-            raise ValueError(f"n={n} and seed={seed}: expected n from 1 and a seed from 0.")
-        rng = np.random.default_rng(seed)
+        whole_number("n", n, 1, MANY)
+        rng = np.random.default_rng(random_seed(seed))
         drawn = [self.draw(rng, length, number) for number in range(n)]
         columns = (self._table([row[field] for row in drawn]) for field in range(4))
         clean, corrupted, answers, wrong = columns
@@ -139,5 +140,5 @@ def mean_logit_diff(logits: jax.Array, answers: jax.Array, wrong: jax.Array) -> 
     def at(ids: jax.Array) -> jax.Array:
         return jnp.take_along_axis(logits, ids.clip(0)[..., None], -1)[..., 0]
 
-    gap = jnp.where(held, at(answers) - at(wrong), 0)
+    gap = jnp.where(held, wide(at(answers)) - wide(at(wrong)), 0)
     return gap.sum(-1) / held.sum(-1).astype(gap.dtype)

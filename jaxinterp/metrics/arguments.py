@@ -8,6 +8,8 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxinterp.checks import narrowed
+
 Position = Any | Literal["all"]
 
 
@@ -31,7 +33,7 @@ def indices(values: Any, what: str, hint: str) -> Any:
     array = as_array(values)
     if array.dtype.kind not in "iu" or array.ndim > 2 or array.size == 0:
         raise ValueError(f"{what} is {array.dtype}{list(array.shape)}, expected {hint}.")
-    array = array.astype(np.int32)
+    array = narrowed(what, array)
     return array.reshape(1) if array.ndim == 0 else array
 
 

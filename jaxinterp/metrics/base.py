@@ -14,6 +14,7 @@ from jaxinterp.model import Config, Frame, Model, Tokens, as_tokens, embed, run_
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.taps import as_interventions
+from jaxinterp.numerics import wide
 
 
 @runtime_checkable
@@ -108,11 +109,6 @@ class AtPositions(struct.PyTreeNode):
         return {"metric": self.name, "unit": self.unit, "position": where, **fields}
 
 
-def wide(x: jax.Array) -> jax.Array:
-    """In float32, or wider if it is."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def normalized(effect: Any, clean: Any, corrupted: Any) -> Any:
     """``(effect - corrupted) / (clean - corrupted)``: 0 is as corrupted, 1 as clean.
 
@@ -120,8 +116,10 @@ def normalized(effect: Any, clean: Any, corrupted: Any) -> Any:
     equal: there is nothing to restore there, and no share of it is meaningful.
     """
     xp = np if is_numpy(effect, clean, corrupted) else jnp
-    gap = xp.asarray(clean) - xp.asarray(corrupted)
-    return (xp.asarray(effect) - corrupted) / xp.where(gap == 0, xp.nan, gap)
+    given = (effect, clean, corrupted)
+    effect, clean, corrupted = (wide(x if hasattr(x, "dims") else xp.asarray(x)) for x in given)
+    gap = clean - corrupted
+    return (effect - corrupted) / xp.where(gap == 0, xp.nan, gap)
 
 
 def check_metric(metric: Metric, model: Model, tokens: Tokens) -> None:
@@ -163,7 +161,7 @@ def read_out(
     logits, _ = unembed(model, x, frame, interventions, vocabulary=metric.vocabulary)
     if logits is None:
         raise ValueError(f"{model.name} has no unembedding: a metric of logits needs one.")
-    return metric(logits, tokens)
+    return metric(wide(logits), tokens)
 
 
 def evaluate(metric: Metric, model: Model, tokens: Any, interventions: Any = ()) -> jax.Array:

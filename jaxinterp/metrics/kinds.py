@@ -22,8 +22,9 @@ import numpy as np
 from flax import struct
 
 from jaxinterp.metrics.arguments import Position, as_array, is_numpy, place, record, token_ids
-from jaxinterp.metrics.base import AtPositions, wide
+from jaxinterp.metrics.base import AtPositions
 from jaxinterp.model import Tokens
+from jaxinterp.numerics import wide
 
 
 class LogitDiff(AtPositions):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxinterp.model.config import Config
 from jaxinterp.model.params import Head, Model, Norm
+from jaxinterp.numerics import wide, wide_dtype
 
 
 def _require(model: Model, what: str, **expected: Any) -> Config:
@@ -56,8 +57,8 @@ def fold_norm(model: Model) -> Model:
     if layered:
         for name in ("Q", "K", "V"):
             W, b = getattr(attn, f"W_{name}"), getattr(attn, f"b_{name}")
-            shift = jnp.einsum("ld,lhdk->lhk", ln1.b, W, precision="highest")
-            attn = attn.replace(**{f"b_{name}": shift if b is None else b + shift})
+            shift = _einsum("ld,lhdk->lhk", ln1.b, W)
+            attn = attn.replace(**{f"b_{name}": _moved(b, shift, W)})
         changes["bias_qkv"] = True
     attn = attn.replace(W_Q=attn.W_Q * gain, W_K=attn.W_K * gain, W_V=attn.W_V * gain)
 
@@ -66,8 +67,8 @@ def fold_norm(model: Model) -> Model:
         for name in ("in", "gate") if c.gated else ("in",):
             W, b = getattr(mlp, f"W_{name}"), getattr(mlp, f"b_{name}")
             if layered:
-                shift = jnp.einsum("ld,ldm->lm", ln2.b, W, precision="highest")
-                mlp = mlp.replace(**{f"b_{name}": shift if b is None else b + shift})
+                shift = _einsum("ld,ldm->lm", ln2.b, W)
+                mlp = mlp.replace(**{f"b_{name}": _moved(b, shift, W)})
             mlp = mlp.replace(**{f"W_{name}": W * ln2.w[:, :, None]})
         if layered:
             if mlp.b_out is None:
@@ -77,14 +78,30 @@ def fold_norm(model: Model) -> Model:
     final = p.ln_final
     if final is not None and c.head == "untied" and not c.head_transform:
         if layered:
-            shift = jnp.einsum("d,dv->v", final.b, head.W_U, precision="highest")
-            head = head.replace(b_U=shift if head.b_U is None else head.b_U + shift)
+            shift = _einsum("d,dv->v", final.b, head.W_U)
+            head = head.replace(b_U=_moved(head.b_U, shift, head.W_U))
             changes["bias_head"] = True
         head = head.replace(W_U=head.W_U * final.w[:, None])
         final = _unit(final)
     blocks = p.blocks.replace(attn=attn, mlp=mlp, ln1=_unit(ln1), ln2=_unit(ln2))
     params = p.replace(blocks=blocks, head=head, ln_final=final)
     return model.replace(params=params, config=c.replace(**changes))
+
+
+def _einsum(equation: str, *operands: jax.Array) -> jax.Array:
+    """Summed in float32 or wider, whatever the weights' dtype."""
+    dtype = wide_dtype(*operands)
+    return jnp.einsum(equation, *operands, precision="highest", preferred_element_type=dtype)
+
+
+def _moved(b: jax.Array | None, shift: jax.Array, like: jax.Array) -> jax.Array:
+    """A bias (None: none so far) plus a shift, in the dtype of the weights it belongs to."""
+    return (shift if b is None else wide(b) + shift).astype(like.dtype)
+
+
+def _centred(W: jax.Array) -> jax.Array:
+    """Weights [... n] without their mean over n, in their own dtype."""
+    return (wide(W) - wide(W).mean(-1, keepdims=True)).astype(W.dtype)
 
 
 def _unit(norm: Norm | None) -> Norm | None:
@@ -105,7 +122,7 @@ def center_writing_weights(model: Model) -> Model:
         norm="layer", norm_input=True, norm_output=False, norm_stream=False, norm_embed=False,
         norm_final=True,
     )  # fmt: skip
-    return change_writers(untie(model), lambda W: W - W.mean(-1, keepdims=True))
+    return change_writers(untie(model), _centred)
 
 
 def change_writers(model: Model, change: Callable[[jax.Array], jax.Array]) -> Model:
@@ -139,8 +156,8 @@ def center_unembed(model: Model) -> Model:
         raise ValueError("center_unembed needs an unembedding; this model has none.")
     model = untie(model)
     head: Head = model.params.head
-    b_U = None if head.b_U is None else head.b_U - head.b_U.mean()
-    head = head.replace(W_U=head.W_U - head.W_U.mean(-1, keepdims=True), b_U=b_U)
+    b_U = None if head.b_U is None else _centred(head.b_U)
+    head = head.replace(W_U=_centred(head.W_U), b_U=b_U)
     return model.replace(params=model.params.replace(head=head))
 
 
@@ -153,10 +170,8 @@ def fold_value_biases(model: Model) -> Model:
     if attn.b_V is None:
         return model
     b_V = jnp.repeat(attn.b_V, c.n_heads // c.n_kv_heads, axis=1)
-    moved = jnp.einsum("lhk,lhkd->ld", b_V, attn.W_O, precision="highest")
-    attn = attn.replace(
-        b_V=jnp.zeros_like(attn.b_V), b_O=moved if attn.b_O is None else attn.b_O + moved
-    )
+    moved = _einsum("lhk,lhkd->ld", b_V, attn.W_O)
+    attn = attn.replace(b_V=jnp.zeros_like(attn.b_V), b_O=_moved(attn.b_O, moved, attn.W_O))
     blocks = model.params.blocks.replace(attn=attn)
     params = model.params.replace(blocks=blocks)
     return model.replace(params=params, config=c.replace(bias_o=True))
