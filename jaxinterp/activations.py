@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, numbers, random_seed, whole_number
 from jaxinterp.model import SITES, Model, Tokens, as_tokens, forward
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import require
+from jaxinterp.numerics import wide
 from jaxinterp.points import layers_in
 from jaxinterp.results import claim
 
@@ -48,8 +50,8 @@ def activation_statistics(
     (reservoir sampling, Vitter 1985): exact where it is no longer, else of a standard error in rank
     of sqrt(q (1 - q) / sample).
 
-    Batches are summed in the model's dtype about their own mean and merged in float64 (Chan, Golub
-    & LeVeque 1979). Returns a Dataset over (layer, unit): ``mean``, ``variance`` (of the
+    Batches are summed in float32 or wider about their own mean and merged in float64 (Chan,
+    Golub & LeVeque 1979). Returns a Dataset over (layer, unit): ``mean``, ``variance`` (of the
     population), ``least``, ``largest``, ``quantiles`` (with a dim ``q``), ``covariance``.
 
     Raises ``ValueError`` for sites of other axes, no tokens, quantiles outside [0, 1], and values
@@ -60,9 +62,8 @@ def activation_statistics(
     axes = require(model.config, site).axes
     if len(axes) != 2 or axes[0] != "position" or not SITES[site].layered:
         raise ValueError(f"{site!r} has axes {axes}, expected a layered site of (position, unit).")
-    wanted = np.asarray(quantiles, float)
-    if wanted.ndim != 1 or not ((wanted >= 0) & (wanted <= 1)).all() or sample < 1:
-        raise ValueError(f"quantiles={quantiles}, sample={sample}: expected 0 to 1, 1 or more.")
+    wanted = numbers("quantiles", quantiles, least=0, most=1, empty=True)
+    sample, seed = whole_number("sample", sample, 1, MANY), random_seed(seed)
     chosen = layers_in(model.config.n_layers, layers)
     drawn = _Reservoir(sample, seed)
     n = 0
@@ -141,7 +142,7 @@ def _of_batch(
     model: Model, tokens: Tokens, layers: jax.Array, *, site: str, covariance: bool
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array, jax.Array]]:
     """Values [L N D]; mean [L D], spread about it [L D (D)], least and largest."""
-    x = forward(model, tokens, record=(site,)).activations[site][layers]
+    x = wide(forward(model, tokens, record=(site,)).activations[site][layers])
     x = x.reshape(len(x), -1, x.shape[-1])
     real = tokens.mask.reshape(-1, 1)
     mean = jnp.where(real, x, 0).sum(1) / real.sum()

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.circuits import Graph
 from jaxinterp.circuits.masked import walk
 from jaxinterp.grid_runs import recorded
@@ -25,6 +26,7 @@ from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.parts import einsum, normalize
+from jaxinterp.numerics import wide
 from jaxinterp.points import places_in
 from jaxinterp.results import claim
 from jaxinterp.sweep.schedule import MEMORY
@@ -115,7 +117,7 @@ def _logit_directions(
     """Columns of the unembedding [B D] (differences of two), and of its bias [B]."""
     p = model.params
     W = p.embed.W_E if model.config.head == "tied" else p.head.W_U.T
-    b = np.zeros(len(W)) if p.head.b_U is None else np.asarray(p.head.b_U)
+    b = np.zeros(len(W)) if p.head.b_U is None else wide(np.asarray(p.head.b_U))
 
     def rows(given: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
         ids = np.asarray(token_ids(given, name))
@@ -123,7 +125,7 @@ def _logit_directions(
         if ids.ndim != 1 or (ids < 0).any() or (ids >= len(W)).any():
             raise ValueError(f"{name}={given!r}, expected one token of {len(W)} for each of {n}.")
         ids = np.broadcast_to(ids, n)
-        return np.asarray(W[ids]), b[ids]
+        return wide(np.asarray(W[ids])), b[ids]
 
     vectors, constant = rows(answer, "answer")
     if wrong is None:
@@ -169,7 +171,8 @@ def _part(
     rows = jnp.arange(len(columns))
     run = walk(model, tokens)
     streams = jnp.concatenate([run.resid_pre, run.stream[None]])
-    stream, written = streams[point][rows, columns], run.written[:, rows, columns]
+    stream = wide(streams[point][rows, columns])
+    written, vectors = wide(run.written[:, rows, columns]), vectors.astype(stream.dtype)
     norm, norm_bias = (p.ln_final if read_norm else None), jnp.zeros(len(rows), stream.dtype)
     total, along = _held(c, norm, stream, vectors)
     if norm is not None and norm.b is not None:
@@ -195,7 +198,7 @@ def _part(
     if neurons and not c.attention_only:
         sites = ("mlp_post", *(["ln2_post_scale"] if blocks.ln2_post is not None else []))
         found = recorded(model, tokens, sites=sites)
-        post = found["mlp_post"][:, rows, columns]
+        post = wide(found["mlp_post"][:, rows, columns])
 
         def one(at: Any) -> tuple[jax.Array, jax.Array]:
             block, post, scale = at
@@ -273,6 +276,6 @@ def _labelled(
 
 def top_components(result: xr.DataArray, n: int = 10) -> xr.DataArray:
     """The ``n`` components of largest mean share, by size, the largest first: the same dims."""
-    mean = np.abs(result.mean("prompt").values)
+    mean, n = np.abs(result.mean("prompt").values), whole_number("n", n, 1)
     chosen: Sequence[int] = np.argsort(-mean, kind="stable")[:n].tolist()
     return result.isel(component=list(chosen))

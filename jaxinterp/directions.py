@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, real_number, whole_number
 from jaxinterp.files import whole
 from jaxinterp.interventions import Edit, add, project_out
+from jaxinterp.numerics import wide
+from jaxinterp.reading import damage_refused, parse_json, read_npz
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -76,6 +79,7 @@ class Direction:
         return self._with(other, "-")
 
     def __mul__(self, factor: float) -> Direction:
+        factor = real_number("factor", factor)
         return Direction(self.vector * factor, self.site, f"{factor} {self.source}")
 
     __rmul__ = __mul__
@@ -100,7 +104,7 @@ class Direction:
 
         Raises ``ValueError`` for another width, or number of layers.
         """
-        X, unit = np.asarray(X), self.unit.vector
+        X, unit = wide(np.asarray(X)), self.unit.vector
         if X.shape[-1] != unit.shape[-1] or (unit.ndim == 2 and len(X) != len(unit)):
             raise ValueError(
                 f"Activations {list(X.shape)} do not fit a direction {list(unit.shape)}."
@@ -127,14 +131,20 @@ class Direction:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Direction:
-        """Read one that `save` wrote. Raises ``ValueError`` for other or damaged files."""
-        if not Path(path).is_file():
+        """Read one that `save` wrote.
+
+        Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` for other or damaged files.
+        """
+        if not Path(path).exists():
             raise FileNotFoundError(f"There is no direction file {path}.")
-        try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-                return cls(held["vector"], *json.loads(str(held["about"])))
-        except Exception as error:  # damaged archives raise many kinds
-            raise ValueError(f"{path} is not a direction file: {error!r}.") from error
+        with damage_refused(path, "a direction file", "Find the direction again and save it."):
+            held = read_npz(path)
+            if sorted(held) != ["about", "vector"] or held["vector"].dtype.kind != "f":
+                raise ValueError(f"it holds {', '.join(held) or 'nothing'}")
+            site, source = parse_json(str(held["about"]), path)
+            if not isinstance(site, str) or not isinstance(source, str):
+                raise ValueError(f"it is of the site {site!r:.40}")
+            return cls(held["vector"], site, source)
 
 
 def from_means(X: Any, labels: Any, site: str = "resid_post") -> Direction:
@@ -200,8 +210,9 @@ def principal(X: Any, k: int = 1, site: str = "resid_post") -> list[Direction]:
     Raises ``ValueError`` for another rank of X, and k outside 1 to min(n, D).
     """
     X = np.asarray(X, np.float64)
-    if X.ndim != 2 or not 1 <= k <= min(X.shape):
-        raise ValueError(f"X {list(X.shape)}, k={k}: expected [n D] and at most as many.")
+    if X.ndim != 2:
+        raise ValueError(f"X has shape {list(X.shape)}, expected [n D].")
+    k = whole_number("k", k, 1, min(X.shape))
     _, s, Vh = np.linalg.svd(X - X.mean(0), full_matrices=False)
     scaled = Vh * s[:, None] / np.sqrt(len(X))
     return [Direction(scaled[i], site, f"principal component {i}") for i in range(k)]
@@ -209,8 +220,8 @@ def principal(X: Any, k: int = 1, site: str = "resid_post") -> list[Direction]:
 
 def random_like(direction: Direction, n: int, seed: int = 0) -> list[Direction]:
     """The placebo: random directions of the same length (by layer)."""
-    rng = np.random.default_rng(seed)
-    drawn = rng.normal(size=(n, *direction.vector.shape))
+    rng = np.random.default_rng(random_seed(seed))
+    drawn = rng.normal(size=(whole_number("n", n, 0, MANY), *direction.vector.shape))
     drawn *= direction.norm[..., None] / np.linalg.norm(drawn, axis=-1, keepdims=True)
     return [Direction(v, direction.site, f"random {i}") for i, v in enumerate(drawn)]
 
@@ -220,7 +231,7 @@ def top_examples(direction: Direction, X: Any, texts: Sequence[str], k: int = 10
 
     Raises ``ValueError`` for another number of texts than n, and as `Direction.project` does.
     """
-    along = direction.project(X)
+    along, k = direction.project(X), whole_number("k", k, 1)
     if along.shape != (len(texts),):
         raise ValueError(f"There are {len(texts)} texts for coordinates {list(along.shape)}.")
     return [(float(along[i]), texts[i]) for i in np.argsort(-along, kind="stable")[:k]]

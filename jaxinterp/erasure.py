@@ -19,8 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import MANY, random_seed, real_number, whole_number
 from jaxinterp.model import Model
 from jaxinterp.model.transforms import change_writers, untie
+from jaxinterp.numerics import wide
 from jaxinterp.probes import fit_logistic
 
 __all__ = [
@@ -50,12 +52,13 @@ class Eraser(struct.PyTreeNode):
     def __call__(self, value: Any, at: Any = None) -> Any:
         """Erase from values [... D]; ``at`` is where a run is (`jaxinterp.apply` gives it).
 
-        NumPy's arrays stay so, in their own precision.
+        NumPy's arrays stay so. The map is applied in float32 or wider; values keep their dtype.
 
         Raises ``ValueError`` for values of another width, and where each layer has its own map and
         ``at`` tells no layer.
         """
         xp: Any = np if isinstance(value, np.ndarray) else jnp
+        own, value = value.dtype, wide(value)
         removed, put, centre = (xp.asarray(leaf, value.dtype) for leaf in jax.tree.leaves(self))
         if removed.ndim == 3:
             if at is None or at.layer is None:
@@ -67,9 +70,9 @@ class Eraser(struct.PyTreeNode):
                 f"{value.shape[-1]}."
             )
         if xp is np:
-            return value - (value - centre) @ removed @ put
+            return (value - (value - centre) @ removed @ put).astype(own)
         inside = jnp.matmul(value - centre, removed, precision="highest")
-        return value - jnp.matmul(inside, put, precision="highest")
+        return (value - jnp.matmul(inside, put, precision="highest")).astype(own)
 
     def __getitem__(self, layer: Any) -> Eraser:
         return jax.tree.map(lambda leaf: leaf[layer], self)
@@ -120,8 +123,8 @@ def inlp(X: Any, labels: Any, rounds: int, *, penalty: float = 1e-3) -> Eraser:
     X, Z, n_classes = _given(X, labels)
     if n_classes is None:
         raise ValueError("INLP needs classes: labels [n] of whole numbers or text.")
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}: at least one direction is projected out.")
+    rounds = whole_number("rounds", rounds, 1, MANY)
+    penalty = real_number("penalty", penalty, above=0)
     targets = Z.argmax(1)
     basis = np.zeros((X.shape[1], 0))
     for _ in range(rounds):
@@ -172,11 +175,10 @@ def random_eraser(width: int, rank: int, seed: int = 0, centre: Any = None) -> E
 
     centre: [D], default 0. Raises ``ValueError`` for a rank outside 1 to ``width``.
     """
-    if not 1 <= rank <= width:
-        raise ValueError(f"rank={rank}, expected 1 to {width} (the width).")
-    rng = np.random.default_rng(seed)
+    rank = whole_number("rank", rank, 1, whole_number("width", width, 1, MANY))
+    rng = np.random.default_rng(random_seed(seed))
     Q = np.linalg.qr(rng.normal(size=(width, rank)))[0]
-    return _eraser(Q, Q.T, np.zeros(width) if centre is None else np.asarray(centre))
+    return _eraser(Q, Q.T, np.zeros(width) if centre is None else np.asarray(centre, float))
 
 
 def orthogonalize(model: Model, directions: Any) -> Model:
@@ -204,9 +206,10 @@ def orthogonalize(model: Model, directions: Any) -> Model:
         raise ValueError(f"The directions have width {len(V)}, the stream has {c.d_model}.")
 
     def without(W: jax.Array) -> jax.Array:
-        basis = jnp.asarray(V, W.dtype)
-        along = jnp.matmul(W, basis, precision="highest")
-        return W - jnp.matmul(along, basis.T, precision="highest")
+        whole = wide(jnp.asarray(W))
+        basis = jnp.asarray(V, whole.dtype)
+        along = jnp.matmul(whole, basis, precision="highest")
+        return (whole - jnp.matmul(along, basis.T, precision="highest")).astype(W.dtype)
 
     return change_writers(untie(model), without)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
@@ -51,9 +52,8 @@ def find_examples(
     ``"top"`` keeps the largest values, ``"random"`` any that are above 0, each as likely. The other
     arguments, and what is refused, as in `jaxinterp.neurons.top_examples`.
     """
-    before, after = window
-    if k < 1 or before < 0 or after < 0:
-        raise ValueError(f"k={k}, window={window}: expected k of 1 or more, no negative numbers.")
+    before, after = (whole_number("window", each, 0, MANY) for each in window)
+    k, seed = whole_number("k", k, 1, MANY), random_seed(seed)
     if order not in ORDERS:
         raise ValueError(f"order={order!r}, expected one of {', '.join(ORDERS)}.")
     bins = None if edges is None else np.asarray(edges, np.float32)
@@ -151,8 +151,10 @@ def _update(
 def _histogram(x: jax.Array, mask: jax.Array, edges: jax.Array) -> jax.Array:
     """Counts [N bins] of x [B P N] at real tokens, one edge at a time."""
     real = mask[:, :, None]
-    above = jax.lax.map(lambda edge: (real & (x >= edge)).sum((0, 1)), edges)  # edges N
-    everything = jnp.broadcast_to(mask.sum(), above[:1].shape)
+    above = jax.lax.map(
+        lambda edge: (real & (x >= edge)).sum((0, 1), dtype=jnp.int32), edges
+    )  # edges N
+    everything = jnp.broadcast_to(mask.sum(dtype=jnp.int32), above[:1].shape)
     upward = jnp.concatenate([everything, above, jnp.zeros_like(above[:1])])
     return (upward[:-1] - upward[1:]).T
 

@@ -1,7 +1,7 @@
 """Products of two thin matrices, never multiplied out: a head's OV and QK circuits are such.
 
 A [... M R] times B [... R N], R being small: what is asked of the [... M N] matrix is answered
-from the factors.
+from the factors. Products are taken in float32 or wider.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+from jaxinterp.numerics import wide
 
 
 class FactoredMatrix(struct.PyTreeNode):
@@ -56,8 +58,8 @@ class FactoredMatrix(struct.PyTreeNode):
 
         Of the R x R core that two QR decompositions leave.
         """
-        Qa, Ra = jnp.linalg.qr(self.A)
-        Qb, Rb = jnp.linalg.qr(self.B.mT)
+        Qa, Ra = jnp.linalg.qr(wide(self.A))
+        Qb, Rb = jnp.linalg.qr(wide(self.B.mT))
         U, S, Vh = jnp.linalg.svd(_product(Ra, Rb.mT), full_matrices=False)
         return _product(Qa, U), S, _product(Vh, Qb.mT)
 
@@ -78,5 +80,5 @@ class FactoredMatrix(struct.PyTreeNode):
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     lead = jnp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    a, b = (jnp.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (a, b))
+    a, b = (jnp.broadcast_to(wide(x), (*lead, *x.shape[-2:])) for x in (a, b))
     return jnp.matmul(a, b, precision="highest")

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.factored import FactoredMatrix
 from jaxinterp.grid_runs import batch_size
 from jaxinterp.model import Model, Tokens, as_tokens, forward, run_layers
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide, wide_dtype
 from jaxinterp.results import claim
 from jaxinterp.sweep.schedule import MEMORY
 
@@ -39,9 +41,9 @@ def repeated_tokens(
     Raises ``ValueError`` for n < 1, and a length outside 2 to the vocabulary's size.
     """
     size = model.config.vocab_size
-    if n < 1 or not 2 <= length <= size:
-        raise ValueError(f"n={n}, length={length}: expected 1 or more, and 2 to {size} tokens.")
-    rng = np.random.default_rng(seed)
+    n, length = whole_number("n", n, 1, MANY), whole_number("length", length, 2, size)
+    bos = whole_number("bos", bos, 0, size - 1, optional=True)
+    rng = np.random.default_rng(random_seed(seed))
     halves = np.stack([rng.choice(size, length, replace=False) for _ in range(n)])
     start = np.full((n, 0 if bos is None else 1), bos or 0)
     return as_tokens(np.concatenate([start, halves, halves], 1).astype(np.int32))
@@ -130,11 +132,11 @@ def _weights(model: Model, tokens: Tokens, *, by_value: bool) -> jax.Array:
     """Attention [L B H P S], or the share of what a head moves that comes from each source."""
     c = model.config
     found = forward(model, tokens, record=("pattern", "v") if by_value else ("pattern",))
-    weight = found.activations["pattern"]
+    weight = wide(found.activations["pattern"])
     if not by_value:
         return weight
-    W_O = model.params.blocks.attn.W_O  # L H K D
-    v = jnp.repeat(found.activations["v"], c.n_heads // c.n_kv_heads, axis=3)  # L B S H K
+    W_O = wide(jnp.asarray(model.params.blocks.attn.W_O))  # L H K D
+    v = jnp.repeat(wide(found.activations["v"]), c.n_heads // c.n_kv_heads, axis=3)  # L B S H K
     gram = jnp.einsum("lhkd,lhjd->lhkj", W_O, W_O, precision="highest")
     square = jnp.einsum("lbshk,lhkj,lbshj->lbhs", v, gram, v, precision="highest")
     weight = weight * jnp.sqrt(jnp.maximum(square, 0))[:, :, :, None]
@@ -193,9 +195,10 @@ def copying_scores(model: Model, *, through_mlp: bool = False) -> xr.DataArray:
     if through_mlp:
         W_E = _after_first_mlp(model)
     W_U = p.embed.W_E.T if model.config.head == "tied" else p.head.W_U
-    between = jnp.matmul(W_U, W_E, precision="highest")  # D D, the vocabulary summed over
-    ov = ov_circuits(model)
-    values = FactoredMatrix(jnp.matmul(between, ov.A, precision="highest"), ov.B).eigenvalues()
+    between = jnp.matmul(  # D D, the vocabulary summed over
+        W_U, W_E, precision="highest", preferred_element_type=wide_dtype(W_U, W_E)
+    )
+    values = (between @ ov_circuits(model)).eigenvalues()
     scores = values.sum(-1).real / np.abs(values).sum(-1)
     return _by_head(scores, ("layer", "head"), "copying", claim(model, intervention="none"))
 
@@ -229,7 +232,7 @@ def composition_scores(model: Model, kind: str, *, baseline: bool = True) -> xr.
 @jax.jit
 def _composed(first: FactoredMatrix, second: FactoredMatrix) -> jax.Array:
     """[N N] of N matrices each: ||F S|| / (||F|| ||S||), one sender at a time."""
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[-2:]), (first, second))
+    flat = jax.tree.map(lambda x: wide(x).reshape(-1, *x.shape[-2:]), (first, second))
     first, second = flat
     gram = jnp.matmul(second.B, second.B.mT, precision="highest")  # N K K
     norms = second.norm()

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import whole_number
 from jaxinterp.examples import find_examples, labelled
 from jaxinterp.model import Model, Tokens, forward
 from jaxinterp.model.sites import require
+from jaxinterp.numerics import wide
 from jaxinterp.points import layers_in
 from jaxinterp.results import claim
 from jaxinterp.written import through_norm, tokens_along
@@ -93,15 +95,15 @@ def written_tokens(
     c, p = model.config, model.params
     if c.head == "none" or c.head_transform or c.attention_only:
         raise ValueError(f"A {c.family} model's neurons (if any) write to no logits directly.")
-    if not 0 <= layer < c.n_layers:
-        raise ValueError(f"layer={layer}, expected 0 to {c.n_layers - 1}.")
+    layer = whole_number("layer", layer, 0, c.n_layers - 1)
     chosen = np.arange(c.d_mlp) if neurons is None else np.asarray(neurons)
     if chosen.ndim != 1 or not ((chosen >= 0) & (chosen < c.d_mlp)).all():
         raise ValueError(f"neurons={neurons}, expected numbers from 0 to {c.d_mlp - 1}.")
     post, mlp = p.blocks.ln2_post, p.blocks.mlp
     assert mlp is not None
     norm = None if post is None else jax.tree.map(lambda leaf: leaf[layer], post)
+    rows = through_norm(model, norm, wide(mlp.W_out[layer][chosen]))
     return tokens_along(
-        model, through_norm(model, norm, mlp.W_out[layer][chosen]), unit="neuron", labels=chosen,
-        k=k, tokenizer=tokenizer, attrs=claim(model, layer=layer, intervention="none"),
+        model, rows, unit="neuron", labels=chosen, k=k, tokenizer=tokenizer,
+        attrs=claim(model, layer=layer, intervention="none"),
     )  # fmt: skip

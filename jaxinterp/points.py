@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.grid_runs import batch_size, site_and_layers
 from jaxinterp.model import SITES, Model, Tokens, as_tokens, forward
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import require
+from jaxinterp.numerics import wide
 from jaxinterp.sweep.schedule import MEMORY
 
 
@@ -26,7 +28,7 @@ def collect(
     site: str | None = None,
     batch: int | None = None,
 ) -> np.ndarray:
-    """Activations [layer, prompt, ...] at one position of each prompt.
+    """Activations [layer, prompt, ...] at one position of each prompt, in float32 or wider.
 
     position: within the prompt, an int (negative: from its end) or one per prompt; ``"mean"``
     averages over a prompt's tokens. site: by default the residual stream at all L + 1 points
@@ -52,6 +54,7 @@ def collect(
         columns = None if mean else jnp.asarray(part.columns(places[rows]))
         pieces.append(np.asarray(_collected(model, part, columns, site=name)))
     found = np.concatenate(pieces, 1)[:, : len(tokens)]
+    found = wide(found)  # sums of a half-precision array would be rounded by whoever takes them
     return found if layers is None else found[list(layers)]
 
 
@@ -69,7 +72,7 @@ def _collected(
     if columns is not None:
         return values[:, jnp.arange(len(columns)), columns]
     real = tokens.mask.reshape(1, *tokens.shape, *[1] * (values.ndim - 3))
-    return jnp.where(real, values, 0).sum(2) / real.sum(2)
+    return jnp.where(real, wide(values), 0).sum(2) / real.sum(2)
 
 
 def places_in(tokens: Tokens, position: Any) -> np.ndarray:
@@ -90,7 +93,8 @@ def places_in(tokens: Tokens, position: Any) -> np.ndarray:
 
 def layers_in(n_layers: int, given: Sequence[int] | None, name: str = "layers") -> list[int]:
     """The chosen layers, by default all. Raises ``ValueError`` for none, or ones not there."""
-    layers = list(range(n_layers)) if given is None else [int(layer) for layer in given]
-    if not layers or not all(0 <= layer < n_layers for layer in layers):
+    given = range(n_layers) if given is None else given
+    layers = [whole_number(name, layer, 0, n_layers - 1) for layer in given]
+    if not layers:
         raise ValueError(f"{name}={given!r}, expected layers from 0 to {n_layers - 1}.")
     return layers

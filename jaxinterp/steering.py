@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, numbers, random_seed, whole_number
 from jaxinterp.directions import Direction, random_like
 from jaxinterp.generation import generate
 from jaxinterp.grid_runs import Driver, batch_size, ignore
@@ -24,6 +25,7 @@ from jaxinterp.model import Model, Tokens, as_tokens, forward
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import require
+from jaxinterp.numerics import wide
 from jaxinterp.points import layers_in
 from jaxinterp.results import claim
 from jaxinterp.sweep.schedule import MEMORY
@@ -59,7 +61,7 @@ def mean_norms(
 
 @functools.partial(jit, static=("site", "first"))
 def _norms(model: Model, tokens: Tokens, *, site: str, first: bool) -> tuple[jax.Array, jax.Array]:
-    values = forward(model, tokens, record=(site,)).activations[site]
+    values = wide(forward(model, tokens, record=(site,)).activations[site])
     counted = tokens.mask if first else tokens.positions > 0
     norms = jnp.where(counted, jnp.linalg.norm(values, axis=-1), 0)
     return norms.sum((1, 2)), counted.sum()
@@ -94,6 +96,7 @@ def steer(
     Raises ``ValueError`` for directions of another width or of different sites.
     """
     tokens = as_tokens(tokens)
+    check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
     grid, labels, fields = _grid(
         model, tokens, directions, coefficients, layers, positions, placebos, norms, seed
@@ -183,10 +186,10 @@ def continuations(
     """
     import xarray as xr
 
-    tokens = as_tokens(tokens)
+    tokens, n_new = as_tokens(tokens), whole_number("n_new", n_new, 1, MANY)
+    numbers("coefficients", coefficients)
     norms = mean_norms(model, tokens, direction.site) if norms is None else np.asarray(norms)
-    if not 0 <= layer < len(norms):
-        raise ValueError(f"layer={layer}, expected 0 to {len(norms) - 1}.")
+    layer = whole_number("layer", layer, 0, len(norms) - 1)
     unit = direction.unit.vector if direction.vector.ndim == 1 else direction.unit.vector[layer]
     new, losses = [], []
     for coefficient in coefficients:
@@ -215,7 +218,7 @@ def _loss_of_new(model: Model, tokens: Tokens, *, n_new: int) -> jax.Array:
     """Mean loss [B] of the last ``n_new`` columns, as far as they are real."""
     logits = forward(model, tokens).logits
     assert logits is not None
-    log_p = jax.nn.log_softmax(logits[:, -n_new - 1 : -1])
+    log_p = jax.nn.log_softmax(wide(logits[:, -n_new - 1 : -1]))
     loss = -jnp.take_along_axis(log_p, tokens.ids[:, -n_new:, None], 2)[..., 0]
     real = tokens.mask[:, -n_new:]
     return jnp.where(real, loss, 0).sum(1) / real.sum(1)
@@ -228,8 +231,10 @@ def _grid(
 ) -> tuple[Callable[[np.ndarray], Any], dict[str, Any], dict[str, Any]]:  # fmt: skip
     """The grid for some prompts, the labels of its dims, and what the claim says."""
     c = model.config
-    if not directions or placebos < 0 or not len(coefficients):
-        raise ValueError("Give at least one direction and one coefficient, and placebos >= 0.")
+    placebos, seed = whole_number("placebos", placebos, 0, MANY), random_seed(seed)
+    numbers("coefficients", coefficients)
+    if not directions:
+        raise ValueError("There is no direction: give one at least, by name.")
     sites = {d.site for d in directions.values()}
     if len(sites) != 1:
         raise ValueError(f"The directions are at {sorted(sites)}: one grid has one site.")

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import LONG, MANY, numbers, random_seed, real_number, whole_number
+from jaxinterp.numerics import wide
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -27,19 +30,21 @@ class Toy(struct.PyTreeNode):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """x [... batch n] to x' of the same shape."""
-        hidden = jnp.einsum("...mn,...bn->...bm", self.W, x)
-        return jax.nn.relu(jnp.einsum("...mn,...bm->...bn", self.W, hidden) + self.b[..., None, :])
+        W = wide(self.W)
+        hidden = jnp.einsum("...mn,...bn->...bm", W, x)
+        return jax.nn.relu(jnp.einsum("...mn,...bm->...bn", W, hidden) + self.b[..., None, :])
 
     @property
     def norms(self) -> jax.Array:
         """[... n]: how strongly each feature is represented (0: not at all, 1: fully)."""
-        return jnp.linalg.norm(self.W, axis=-2)
+        return jnp.linalg.norm(wide(self.W), axis=-2)
 
     @property
     def interference(self) -> jax.Array:
         """[... n]: sum over other features j of (unit(w_i) . w_j)^2; 0: a dimension of its own."""
-        unit = self.W / jnp.maximum(self.norms, 1e-9)[..., None, :]
-        along = jnp.einsum("...mi,...mj->...ij", unit, self.W) ** 2
+        W = wide(self.W)
+        unit = W / jnp.maximum(self.norms, 1e-9)[..., None, :]
+        along = jnp.einsum("...mi,...mj->...ij", unit, W) ** 2
         return along.sum(-1) - jnp.diagonal(along, axis1=-2, axis2=-1)
 
     @property
@@ -67,7 +72,9 @@ def train(
     """
     import optax
 
-    n = importance.shape[-1]
+    n, n_hidden = importance.shape[-1], whole_number("n_hidden", n_hidden, 1, MANY)
+    steps, batch = whole_number("steps", steps, 1, LONG), whole_number("batch", batch, 1, MANY)
+    real_number("learning_rate", learning_rate, above=0)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def examples(key: jax.Array, density: jax.Array, size: int) -> jax.Array:
@@ -118,16 +125,11 @@ def phase_diagram(
     """
     import xarray as xr
 
-    densities, importances = np.asarray(densities, float), np.asarray(importances, float)
-    if densities.ndim != 1 or not ((densities > 0) & (densities <= 1)).all():
-        raise ValueError(f"densities={densities.tolist()}, expected numbers in (0, 1].")
-    if importances.ndim != 1 or not (importances > 0).all():
-        raise ValueError(f"importances={importances.tolist()}, expected positive numbers.")
-    if n_features < 2 or n_hidden < 1 or seeds < 1:
-        raise ValueError(
-            f"n_features={n_features}, n_hidden={n_hidden}, seeds={seeds}: expected at least 2, 1 "
-            "and 1."
-        )
+    densities = numbers("densities", densities, above=0, most=1)
+    importances = numbers("importances", importances, above=0)
+    whole_number("n_features", n_features, 2, MANY)
+    whole_number("n_hidden", n_hidden, 1, MANY)
+    seeds, seed = whole_number("seeds", seeds, 1, MANY), random_seed(seed)
     shape = (len(importances), len(densities), seeds)
     d = np.broadcast_to(densities[None, :, None], shape).reshape(-1)
     i = np.broadcast_to(importances[:, None, None], shape).reshape(-1)

@@ -5,13 +5,13 @@ A killed run loses what came after its last checkpoint, and ends as if it had ne
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,11 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxinterp.files import whole, whole_folder
-from jaxinterp.loading.reading import read_json
+from jaxinterp.checks import LONG, whole_number
+from jaxinterp.files import (
+    LOCK,
+    append,
+    check_replaceable,
+    checksums,
+    content,
+    locked,
+    tidy,
+    whole,
+    whole_folder,
+)
 from jaxinterp.model import Model
 from jaxinterp.nnx import Transformer
-from jaxinterp.reading import LoadError
+from jaxinterp.numerics import wide
+from jaxinterp.reading import LoadError, read_json_object
 
 if TYPE_CHECKING:
     import optax
@@ -68,77 +79,84 @@ def train(
     loss: ``(model, batch)`` to a scalar and a dict of other scalars worth telling. optimizer: any
     of optax's, in a Flax NNX loop. folder: of checkpoints (written by orbax, whole or not at all)
     every ``save_every`` steps and at the end; a run that finds one goes on from it, to the same
-    numbers bit for bit on one CPU, given the same loss and optimizer. keep: numbers of updates
+    numbers bit for bit on one CPU. It compares what decides them: the model, the first batch and
+    the last one learned from, the numbers given, and the compiled step, which is the loss and the
+    optimizer (as long as JAX and the platform are the same). keep: numbers of updates
     after which the model is kept too (0: the model given). log: a JSONL file. It, the history and
     ``on_step(step, values)`` are told every ``log_every`` steps and of the last.
 
-    The models have the given one's name and no revision; its arrays are left as they are.
+    The models have the given one's name and no revision; its arrays are left as they are. Those of
+    a model in half precision, and the optimizer's, are kept in float32 while it trains, as small
+    updates would be lost in rounding; the loss sees, and returned is, the model in its own dtypes.
 
     Raises ``ValueError`` for numbers out of range, batches of unequal shapes, a folder that holds
     anything but a checkpoint of this run, and at the first loss or parameters that are not
-    finite, of which nothing is saved.
+    finite, of which nothing is saved; ``BlockingIOError`` while another run holds the folder.
     """
-    keep = tuple(sorted({operator.index(n) for n in keep}))
+    keep = tuple(sorted({whole_number("keep", n, 0, LONG) for n in keep}))
     _check(steps, save_every, log_every, keep)
     first = batch(0)
     model = jax.tree.map(jnp.asarray, model.replace(revision=""))
     run = {
-        "model": model.name, "config": model.config.to_dict(), "weights": _digest(model.params),
-        "batch": _digest(first), "steps": steps, "keep": keep, "log_every": log_every,
+        "model": model.name, "config": model.config.to_dict(), "weights": digest(model.params),
+        "batch": digest(first), "steps": steps, "keep": keep, "log_every": log_every,
     }  # fmt: skip
     saved = None if folder is None else Checkpoint(Path(folder).absolute(), run)
-    module = Transformer(model)
-    loop = Loop((module, nnx.Optimizer(module, optimizer, wrt=nnx.Param)))
+    loop = Loop(model, optimizer)
     state, update, shapes = loop.begin(), loop.update(loss), _shapes(first)
-    done, lines, kept = 0, [], {0: loop.model(state)} if 0 in keep else {}
-    about = None if saved is None else saved.about()
-    if saved is not None and about is not None:
-        done, lines = about["step"], about["lines"]
-        kept = {n: model for n in keep if n <= done}
-        state, kept = saved.arrays((state, kept))
-    if log is not None:
-        with whole(log) as temporary:  # an earlier run may have told of steps after its checkpoint
-            temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
-    waiting: list[tuple[int, dict[str, jax.Array], jax.Array]] = []
+    if saved is not None:
+        saved.run["program"] = _program(update.lower(state, first))
+    with contextlib.nullcontext() if saved is None else saved.held():
+        done, lines, kept = 0, [], {0: loop.model(state)} if 0 in keep else {}
+        about = None if saved is None else saved.about()
+        if saved is not None and about is not None:
+            done, lines = about["step"], about["lines"]
+            saved.check_batch(about, first if done == 1 else batch(done - 1))
+            kept = {n: model for n in keep if n <= done}
+            state, kept = saved.arrays((state, kept))
+        if log is not None:
+            with whole(
+                log
+            ) as temporary:  # an earlier run may have told of steps after its checkpoint
+                temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
+        waiting: list[tuple[int, dict[str, jax.Array], jax.Array]] = []
 
-    def tell() -> None:
-        """What the updates since the last time told, where it is of a step to tell of."""
-        fine = jax.device_get([finite for *_, finite in waiting])
-        for (step, values, _), finite in zip(waiting, fine, strict=True):
-            if not finite:
-                raise ValueError(_reason(step, float(values["loss"]), saved))
-            if step % log_every == 0 or step + 1 == steps:
-                told = {name: float(value) for name, value in values.items()}
-                lines.append({"step": step, **told})
-                if log is not None:
-                    with open(log, "a", encoding="utf-8") as file:
-                        file.write(_line(lines[-1]))
-                on_step(step, told)
-        waiting.clear()
+        def tell() -> None:
+            """What the updates since the last time told, where it is of a step to tell of."""
+            fine = jax.device_get([finite for *_, finite in waiting])
+            for (step, values, _), finite in zip(waiting, fine, strict=True):
+                if not finite:
+                    raise ValueError(_reason(step, float(values["loss"]), saved))
+                if step % log_every == 0 or step + 1 == steps:
+                    told = {name: float(value) for name, value in values.items()}
+                    lines.append({"step": step, **told})
+                    if log is not None:
+                        append(log, _line(lines[-1]))
+                    on_step(step, told)
+            waiting.clear()
 
-    for step in range(done, steps):
-        given = first if step == 0 else batch(step)
-        if _shapes(given) != shapes:  # it would compile the step again
-            raise ValueError(
-                f"Batch {step} has arrays of shapes {_shapes(given)}, batch 0 had {shapes}: give "
-                "all batches the same shapes (pad what is shorter)."
-            )
-        state, values, finite = update(state, given)
-        waiting.append((step, values, finite))
-        if step + 1 in keep:
-            kept[step + 1] = loop.model(state)
-        saving = saved is not None and ((step + 1) % save_every == 0 or step + 1 == steps)
-        if saving or step % log_every == 0 or step + 1 == steps:
-            tell()
-        if saved is not None and saving:
-            saved.save((state, kept), {"step": step + 1, "lines": lines})
-    return Trained(loop.model(state), _history(lines, run), kept)
+        for step in range(done, steps):
+            given = first if step == 0 else batch(step)
+            if _shapes(given) != shapes:  # it would compile the step again
+                raise ValueError(
+                    f"Batch {step} has arrays of shapes {_shapes(given)}, batch 0 had {shapes}: give "
+                    "all batches the same shapes (pad what is shorter)."
+                )
+            state, values, finite = update(state, given)
+            waiting.append((step, values, finite))
+            if step + 1 in keep:
+                kept[step + 1] = loop.model(state)
+            saving = saved is not None and ((step + 1) % save_every == 0 or step + 1 == steps)
+            if saving or step % log_every == 0 or step + 1 == steps:
+                tell()
+            if saved is not None and saving:
+                saved.save((state, kept), {"step": step + 1, "lines": lines}, given)
+        return Trained(loop.model(state), _history(lines, run), kept)
 
 
 def _check(steps: int, save_every: int, log_every: int, keep: tuple[int, ...]) -> None:
     for name, value in (("steps", steps), ("save_every", save_every), ("log_every", log_every)):
-        if value < 1:
-            raise ValueError(f"{name}={value}, expected at least 1.")
+        whole_number(name, value, 1, LONG)
     if keep and not 0 <= keep[0] <= keep[-1] <= steps:
         raise ValueError(
             f"keep={list(keep)}, expected numbers of updates from 0 to steps={steps}: leave out "
@@ -151,10 +169,15 @@ def _shapes(batch: Any) -> list[tuple[int, ...]]:
 
 
 class Loop:
-    """A Flax NNX training loop of a module and its optimizer, as functions of their arrays."""
+    """A Flax NNX training loop of a model and its optimizer, as functions of their arrays.
 
-    def __init__(self, pair: tuple[Transformer, nnx.Optimizer]):
-        self.graph, state = nnx.split(pair)
+    These are in float32 or wider; the model that they stand for has dtypes of its own.
+    """
+
+    def __init__(self, model: Model, optimizer: optax.GradientTransformation):
+        self.dtypes = jax.tree.map(lambda leaf: leaf.dtype, model.params)
+        module = Transformer(jax.tree.map(wide, model))
+        self.graph, state = nnx.split((module, nnx.Optimizer(module, optimizer, wrt=nnx.Param)))
         self.leaves, self.structure = jax.tree.flatten(state)
 
     def begin(self) -> list[jax.Array]:
@@ -167,13 +190,19 @@ class Loop:
 
     def model(self, state: list[jax.Array]) -> Model:
         """A copy of the model as it is: the next update overwrites its buffers."""
-        return jax.tree.map(jnp.array, self.pair(state)[0].model())
+        return jax.tree.map(jnp.array, self.own(self.pair(state)[0]))
+
+    def own(self, module: Transformer) -> Model:
+        """A module's model in its own dtypes."""
+        model = module.model()
+        params = jax.tree.map(lambda p, dtype: p.astype(dtype), model.params, self.dtypes)
+        return model.replace(params=params)
 
     def update(self, loss: Loss) -> Callable[..., tuple[list[Any], dict[str, Any], jax.Array]]:
         """The compiled step: (arrays, batch) to new ones, what the loss told, if all is finite."""
 
         def objective(module: Transformer, batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-            value, others = loss(module.model(), batch)
+            value, others = loss(self.own(module), batch)
             told = {"loss": value, **others}
             if clash := {"step", "loss"} & set(others):
                 raise ValueError(f"The loss tells {min(clash)!r}, a name that is taken: rename it.")
@@ -193,7 +222,7 @@ class Loop:
             module, optimizer = self.pair(state)
             (value, told), slopes = nnx.value_and_grad(objective, has_aux=True)(module, batch)
             optimizer.update(module, slopes)
-            finite = [jnp.isfinite(p).all() for p in jax.tree.leaves(module.model().params)]
+            finite = [jnp.isfinite(p).all() for p in jax.tree.leaves(self.own(module).params)]
             new = jax.tree.leaves(nnx.state((module, optimizer)))
             return new, told, jnp.isfinite(value) & jnp.stack(finite).all()
 
@@ -229,7 +258,13 @@ def _history(lines: list[dict[str, float]], run: dict[str, Any]) -> xr.Dataset:
     )
 
 
-def _digest(tree: Any) -> str:
+def _program(lowered: Any) -> dict[str, str]:
+    """A hash of a lowered function, and what it is lowered by."""
+    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    return {"text": text, "jax": jax.__version__, "platform": jax.default_backend()}
+
+
+def digest(tree: Any) -> str:
     """SHA-256 of a tree's arrays, their shapes and dtypes."""
     digest = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
@@ -239,30 +274,47 @@ def _digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
+FORMAT = 2
+
+
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
     """Where a run saves its arrays, beside a description of the run that must be the same.
 
-    run: plain values, for JSON. A folder is written whole or not at all.
+    run: plain values, for JSON; ``program`` (of `_program`) counts where JAX and the platform are
+    the same. A folder is written whole or not at all, and read with the arrays' checksums.
     """
 
     folder: Path
     run: dict[str, Any]
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder for this run alone. Raises ``BlockingIOError`` while another has it."""
+        with locked(self.folder.parent, f".{self.folder.name}{LOCK}") as parent:
+            tidy(parent)
+            yield
+
     def about(self) -> dict[str, Any] | None:
         """What was saved beside the arrays, None where nothing was.
 
-        Raises ``ValueError`` where the folder holds something else or another run.
+        Raises ``ValueError`` where the folder holds another run, ``FileExistsError`` or
+        ``ValueError`` where it holds something else.
         """
-        if not self.folder.exists():
+        if not self.folder.exists() or (self.folder.is_dir() and not content(self.folder)):
             return None
         if not (self.folder / "run.json").is_file():
             raise ValueError(
                 f"{self.folder} is there already and holds no checkpoint: give a folder that the "
                 "run may have for itself."
             )
-        found = read_json(self.folder / "run.json")
-        theirs, ours = found.get("run", {}), json.loads(json.dumps(self.run))
+        check_replaceable(self.folder)
+        found = read_json_object(self.folder / "run.json")
+        theirs, ours = dict(found.get("run") or {}), json.loads(json.dumps(self.run))
+        made = theirs.get("program"), ours.get("program")
+        if all(made) and any(made[0].get(n) != made[1][n] for n in ("jax", "platform")):
+            del theirs["program"], ours["program"]  # the same step has another text there
+        theirs["format"], ours["format"] = found.get("format"), FORMAT
         differ = sorted(n for n in theirs | ours if theirs.get(n) != ours.get(n))
         if differ:
             raise ValueError(
@@ -270,6 +322,14 @@ class Checkpoint:
                 "give another folder, or take it away."
             )
         return found
+
+    def check_batch(self, about: dict[str, Any], batch: Any) -> None:
+        """Raise ``ValueError`` where the last batch that was learned from was another one."""
+        if about["seen"] != digest(batch):
+            raise ValueError(
+                f"{self.folder} holds a checkpoint of another run: batch {about['step'] - 1} is "
+                "not the one that it learned from. Give the same batches, or another folder."
+            )
 
     def arrays(self, like: Any) -> Any:
         """The arrays saved, as the tree ``like`` has them; `LoadError` where they are damaged."""
@@ -286,21 +346,36 @@ class Checkpoint:
                 "another optimizer; take it away to begin anew."
             ) from error
         held = [_free(found[str(i)]) for i in range(len(leaves))]
+        if read_json_object(self.folder / "run.json").get("sums") != checksums(map(_host, held)):
+            raise LoadError(
+                f"The checkpoint {self.folder} is damaged: its arrays have other checksums. Take "
+                "it away to begin anew."
+            )
         return jax.tree.unflatten(structure, held)
 
-    def save(self, arrays: Any, about: dict[str, Any]) -> None:
-        """Put a checkpoint in place of the one before."""
+    def save(self, arrays: Any, about: dict[str, Any], batch: Any) -> None:
+        """Put a checkpoint in place of the one before. batch: the last one learned from."""
         import orbax.checkpoint as ocp
 
+        leaves = jax.tree.leaves(arrays)
         with whole_folder(self.folder, overwrite=True) as folder:
             with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(folder / "arrays", _numbered(jax.tree.leaves(arrays)))
-            text = json.dumps({"run": self.run, **about})
-            (folder / "run.json").write_text(text, encoding="utf-8")
+                checkpointer.save(folder / "arrays", _numbered(leaves))
+            said = {
+                "format": FORMAT, "run": self.run, "seen": digest(batch),
+                "sums": checksums(map(_host, leaves)), **about,
+            }  # fmt: skip
+            (folder / "run.json").write_text(json.dumps(said), encoding="utf-8")
 
 
 def _numbered(leaves: list[Any]) -> dict[str, Any]:
     return {str(i): leaf for i, leaf in enumerate(leaves)}
+
+
+def _host(array: jax.Array) -> np.ndarray:
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return np.asarray(array)
 
 
 def _free(array: jax.Array) -> jax.Array:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxinterp.model import Model, unembed
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.parts import normalize
+from jaxinterp.numerics import wide_dtype
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -42,7 +43,7 @@ def tokens_along(
         raise ValueError(f"rows has shape {list(np.shape(rows))}, expected [n, {c.d_model}].")
     if not 1 <= k <= c.n_logits:
         raise ValueError(f"k={k}, expected 1 to {c.n_logits}.")
-    value, token = _ends(model, jnp.asarray(rows, model.params.embed.W_E.dtype), k=k)
+    value, token = _ends(model, jnp.asarray(rows, wide_dtype(model.params.embed.W_E)), k=k)
     dims = (unit, "end", "rank")
     data: dict[str, Any] = {"token": (dims, np.asarray(token)), "change": (dims, np.asarray(value))}
     if tokenizer is not None:

@@ -21,10 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.algorithmic.prompts import as_prompts, at_least_one, pick, tokenizer_of
+from jaxinterp.algorithmic.prompts import as_prompts, at_least_one, generator, pick, tokenizer_of
+from jaxinterp.checks import whole_number
 from jaxinterp.loading import attached
 from jaxinterp.metrics import Metric, metric
 from jaxinterp.model import Tokens
+from jaxinterp.numerics import wide, wide_dtype
 from jaxinterp.tokens import Tokenizer
 
 SIZE = 6
@@ -80,7 +82,8 @@ class Probes(NamedTuple):
 
     def read(self, x: Any, point: int) -> np.ndarray:
         """The board int [... 36] that a stream [... D] holds there."""
-        logits = np.einsum("...d,sdk->...sk", np.asarray(x), self.W[point], optimize=True)
+        point = whole_number("point", point, 0, len(self.W) - 1)
+        logits = np.einsum("...d,sdk->...sk", wide(np.asarray(x)), self.W[point], optimize=True)
         return (logits + self.b[point]).argmax(-1)
 
 
@@ -125,7 +128,7 @@ class Game:
         seed: as `numpy.random.default_rng` takes it. Raises ``ValueError`` for n < 1.
         """
         at_least_one(n=n)
-        rng = np.random.default_rng(seed)
+        rng = generator(seed)
         turn, moves = self._begin(n), np.full((n, self.moves), -1, np.int32)
         for t in range(self.moves):
             legal = _squares(self.legal(turn.mine, turn.theirs))
@@ -158,7 +161,7 @@ class Game:
 
     def random_positions(self, n: int, seed: Any = 0) -> Positions:
         """Of n random games, each up to a move drawn evenly from all but its last; [n 31]."""
-        rng = np.random.default_rng(seed)
+        rng = generator(seed)
         moves, rows = self.random_games(n, rng), np.arange(n)
         at = rng.integers(0, (moves >= 0).sum(1) - 1)
         played = self.replay(moves)
@@ -247,14 +250,14 @@ def missed_moves(logits: jax.Array, legal: jax.Array, scored: jax.Array) -> jax.
 
 def all_legal(logits: jax.Array, legal: jax.Array) -> jax.Array:
     """The function of `legal_sets`: logits [B 1 36], legal bool [B 36] to [B]."""
-    return (missed_moves(logits, legal, jnp.ones_like(legal)) == 0).astype(logits.dtype)
+    return (missed_moves(logits, legal, jnp.ones_like(legal)) == 0).astype(wide_dtype(logits))
 
 
 def all_above(logits: jax.Array, legal: jax.Array, illegal: jax.Array) -> jax.Array:
     """The function of `told_apart`: logits [B 1 36], legal and illegal bool [B 36] to [B]."""
     z = logits[:, 0]
     lowest = jnp.where(legal, z, jnp.inf).min(-1)
-    return (lowest > jnp.where(illegal, z, -jnp.inf).max(-1)).astype(logits.dtype)
+    return (lowest > jnp.where(illegal, z, -jnp.inf).max(-1)).astype(wide_dtype(logits))
 
 
 def drawn(state: Any) -> str:

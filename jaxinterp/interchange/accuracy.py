@@ -25,6 +25,7 @@ from jaxinterp.metrics.arguments import token_ids
 from jaxinterp.model import SITES, Model, Tokens, as_tokens
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import axis_size, parse
+from jaxinterp.numerics import wide, wide_dtype
 from jaxinterp.results import claim, fingerprint
 from jaxinterp.sweep.devices import to_host
 from jaxinterp.sweep.schedule import MEMORY
@@ -221,7 +222,7 @@ def goal_of(n: int, labels: Any, choices: Any, given: Metric | None, read_at: An
 
 def log_prob_among(logits: jax.Array, held: jax.Array, hit: jax.Array) -> jax.Array:
     """[B R C] to [B]: log-probability of the tokens that ``hit`` marks, among those ``held``."""
-    inside = jnp.where(held[:, None], logits, -jnp.inf)
+    inside = jnp.where(held[:, None], wide(logits), -jnp.inf)
     own = jax.nn.logsumexp(jnp.where(hit[:, None], inside, -jnp.inf), -1)
     return (own - jax.nn.logsumexp(inside, -1)).mean(-1)
 
@@ -230,7 +231,7 @@ def accuracy_among(logits: jax.Array, held: jax.Array, hit: jax.Array) -> jax.Ar
     """[B R C] to [B]: 1 where the top token of those ``held`` is one that ``hit`` marks."""
     top = jnp.where(held[:, None], logits, -jnp.inf).argmax(-1)
     right = jnp.take_along_axis(jnp.asarray(hit)[:, None], top[..., None], -1)[..., 0]
-    right = right.astype(logits.dtype)
+    right = right.astype(wide_dtype(logits))
     return jnp.where(jnp.isnan(logits).any(-1), jnp.nan, right).mean(-1)
 
 

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.interventions import Edit, Index, replace, unshare
 from jaxinterp.model import SITES, At, Config, Tokens
 from jaxinterp.model.parts import einsum
 from jaxinterp.model.sites import axis_size
+from jaxinterp.numerics import wide
 
 
 class Interchange(Edit):
@@ -26,12 +28,13 @@ class Interchange(Edit):
     weights: Any
 
     def _given(self, value: jax.Array, at: At) -> jax.Array:
-        gap = super()._given(value, at) - value
+        given, own, value = super()._given(value, at), value.dtype, wide(value)
+        gap = given.astype(value.dtype) - value
         basis = jnp.asarray(unshare(self.basis)).astype(value.dtype)
         part = einsum(at.config, "...d,dk->...k", gap, basis)
         if self.weights is not None:
             part = part * jnp.asarray(unshare(self.weights)).astype(value.dtype)
-        return value + einsum(at.config, "...k,dk->...d", part, basis)
+        return (value + einsum(at.config, "...k,dk->...d", part, basis)).astype(own)
 
     def check(self, config: Config, tokens: Tokens) -> None:
         """As any `Edit`; also the basis, which fits the site and is orthonormal.
@@ -58,6 +61,7 @@ class Interchange(Edit):
 
 def check_orthonormal(basis: np.ndarray) -> None:
     """Refuse a basis [... D k] whose columns are not orthonormal; columns of zeros pass."""
+    basis = wide(basis)
     gram = np.einsum("...dk,...dl->...kl", basis, basis)
     length = np.einsum("...kk->...k", gram)
     wanted = np.eye(basis.shape[-1]) * (length > 0.5)[..., None, :]
@@ -101,9 +105,9 @@ def check_site(site: str) -> None:
 def orthonormal(matrix: Any) -> jax.Array:
     """An orthonormal basis [D k] of the columns of a matrix [D k], k <= D, by QR.
 
-    Column i of the result lies in the span of columns 0 to i. Differentiable.
+    Column i of the result lies in the span of columns 0 to i. Differentiable. In float32 or wider.
     """
-    return jnp.linalg.qr(jnp.asarray(matrix))[0]
+    return jnp.linalg.qr(wide(jnp.asarray(matrix)))[0]
 
 
 def random_basis(width: int, rank: int, seed: int = 0) -> np.ndarray:
@@ -111,9 +115,8 @@ def random_basis(width: int, rank: int, seed: int = 0) -> np.ndarray:
 
     Raises ``ValueError`` for a rank outside 0 to ``width``.
     """
-    if not 0 <= rank <= width:
-        raise ValueError(f"rank={rank}, expected 0 to {width}, the width of the space.")
-    gaussian = np.random.default_rng(seed).standard_normal((width, rank))
+    rank = whole_number("rank", rank, 0, whole_number("width", width, 1, MANY))
+    gaussian = np.random.default_rng(random_seed(seed)).standard_normal((width, rank))
     return np.linalg.qr(gaussian)[0].astype(np.float32)
 
 

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.interventions import add
 from jaxinterp.lens.kinds import JacobianLens
 from jaxinterp.model import Model, Tokens, as_tokens, embed, run_layers
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide, wide_dtype
 
 
 def fit_jacobian(
@@ -35,10 +37,13 @@ def fit_jacobian(
     time (d_model of them per batch, vmapped), which is the memory. on_done: called with the
     number of real tokens of each batch when it is done.
 
+    Derivatives are the model's own, their mean and the lens in float32 or wider.
+
     Raises ``ValueError`` for an empty stream and bidirectional models (there is no later).
     """
     if not model.config.causal:
         raise ValueError(f"A {model.config.family} model is bidirectional: its lens is undefined.")
+    chunk = whole_number("chunk", chunk, 1)
     total, seen = None, 0
     for given in batches:
         tokens = as_tokens(given)
@@ -49,7 +54,7 @@ def fit_jacobian(
         on_done(n_real)
     if total is None:
         raise ValueError("There are no prompts to take a mean of: is the stream used up?")
-    return JacobianLens(jnp.asarray(total / seen, model.params.embed.W_E.dtype))
+    return JacobianLens(jnp.asarray(total / seen, wide_dtype(model.params.embed.W_E)))
 
 
 @functools.partial(jit, static=("chunk",))
@@ -67,6 +72,6 @@ def _summed(model: Model, tokens: Tokens, *, chunk: int) -> jax.Array:
 
     def row(direction: jax.Array) -> jax.Array:  # [D] -> [L D]
         (slopes,) = back(jnp.where(real, direction, 0))
-        return jnp.where(real, slopes, 0).sum((1, 2))
+        return jnp.where(real, wide(slopes), 0).sum((1, 2))
 
     return jax.lax.map(row, jnp.eye(c.d_model, dtype=x.dtype), batch_size=chunk).swapaxes(0, 1)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxinterp.model import Config
+from jaxinterp.numerics import wide
 
 
 class Lens(Protocol):
@@ -49,7 +50,7 @@ class TunedLens(struct.PyTreeNode):
 
     def __call__(self, streams: jax.Array) -> jax.Array:
         """Streams [L+1 ... D], all but the last translated."""
-        moved = translate(self, streams[:-1])
+        moved = translate(self, streams[:-1]).astype(streams.dtype)
         return jnp.concatenate([moved, streams[-1:]])
 
     def check(self, config: Config) -> None:
@@ -69,8 +70,8 @@ class JacobianLens(struct.PyTreeNode):
 
     def __call__(self, streams: jax.Array) -> jax.Array:
         """Streams [L+1 ... D], all but the last mapped by their J."""
-        moved = jnp.einsum("l...d,led->l...e", streams[:-1], self.J)
-        return jnp.concatenate([moved, streams[-1:]])
+        moved = jnp.einsum("l...d,led->l...e", wide(streams[:-1]), self.J)
+        return jnp.concatenate([moved.astype(streams.dtype), streams[-1:]])
 
     def check(self, config: Config) -> None:
         """Raise ``ValueError`` for another number of layers, or width."""
@@ -78,7 +79,8 @@ class JacobianLens(struct.PyTreeNode):
 
 
 def translate(lens: TunedLens, streams: jax.Array) -> jax.Array:
-    """The tuned lens at the points it changes, [L ... D] to [L ... D]."""
+    """The tuned lens at the points it changes, [L ... D] to [L ... D], in float32 or wider."""
+    streams = wide(streams)
     b = lens.b.reshape(len(lens.b), *[1] * (streams.ndim - 2), -1)
     return streams + jnp.einsum("l...d,lde->l...e", streams, lens.W) + b
 

@@ -2,7 +2,8 @@
 
 Logits of layers x positions x vocabulary never exist. One walk over the vocabulary keeps of every
 row what its readings need: the softmax's running maximum and sums (Milakov & Gimelshein 2018,
-arXiv:1805.02867), and the best tokens so far.
+arXiv:1805.02867), and the best tokens so far. Logits are the model's own; all that is made of them
+is in float32 or wider.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from flax import struct
 
 from jaxinterp.model import Model, unembed
 from jaxinterp.model.compiled import jit
+from jaxinterp.numerics import wide, wide_dtype
 from jaxinterp.written import BLOCK, best_of
 
 
@@ -83,18 +85,18 @@ def read_rows(
                 mass=row.mass * fading + mine.sum(-1),
                 weighted=row.weighted * fading + (mine * z).sum(-1),
                 apart=row.apart * decay + (weight * (last - z)).sum(-1),
-                above=row.above + hit.sum(-1),
+                above=row.above + hit.sum(-1, dtype=row.above.dtype),
                 best=best,
                 best_ids=best_ids,
             )
 
         return (higher, mass * decay + weight.sum(-1), jax.lax.map(one, (x, wanted, kept))), None
 
-    shape = x.shape[:2]
-    none = jnp.zeros(shape, x.dtype)
+    shape, dtype = x.shape[:2], wide_dtype(wanted)
+    none = jnp.zeros(shape, dtype)
     start = _Row(
-        highest=jnp.full(shape, -jnp.inf, x.dtype), mass=none, weighted=none, apart=none,
-        above=jnp.zeros(shape, jnp.int32), best=jnp.full((*shape, k), -jnp.inf, x.dtype),
+        highest=jnp.full(shape, -jnp.inf, dtype), mass=none, weighted=none, apart=none,
+        above=jnp.zeros(shape, jnp.int32), best=jnp.full((*shape, k), -jnp.inf, dtype),
         best_ids=jnp.zeros((*shape, k), blocks.dtype),
     )  # fmt: skip
     (high, mass, row), _ = jax.lax.scan(step, (start.highest[0], none[0], start), blocks)
@@ -113,7 +115,7 @@ def _logits(model: Model, x: jax.Array, vocabulary: jax.Array) -> jax.Array:
     """x [B P D], vocabulary [B C] -> [B P C], through the model's own final norm and head."""
     logits, _ = unembed(model, x, vocabulary=vocabulary)
     assert logits is not None
-    return logits
+    return wide(logits)
 
 
 def _weights(z: jax.Array, highest: jax.Array, real: jax.Array) -> jax.Array:

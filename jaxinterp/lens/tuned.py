@@ -16,18 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import LONG, random_seed, whole_number
 from jaxinterp.lens.kinds import TunedLens
 from jaxinterp.model import Model, Tokens, as_tokens, forward, unembed
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide, wide_dtype
 
 if TYPE_CHECKING:
     import optax
 
 
 def start_tuned(model: Model) -> TunedLens:
-    """Translators of zeros: the logit lens."""
-    c, dtype = model.config, model.params.embed.W_E.dtype
+    """Translators of zeros: the logit lens, in float32 or wider whatever the model's dtype."""
+    c, dtype = model.config, wide_dtype(model.params.embed.W_E)
     return TunedLens(
         jnp.zeros((c.n_layers, c.d_model, c.d_model), dtype),
         jnp.zeros((c.n_layers, c.d_model), dtype),
@@ -42,6 +44,7 @@ def published_optimizer(steps: int) -> optax.GradientTransformation:
     """
     import optax
 
+    steps = whole_number("steps", steps, 1, LONG)
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.add_decayed_weights(1e-3),
@@ -75,7 +78,9 @@ def train_tuned(
 
     if model.config.head == "none":
         raise ValueError(f"A {model.config.family} model without an unembedding has no lens.")
-    lens = start_tuned(model) if start is None else start
+    steps, seed = whole_number("steps", steps, 1, LONG), random_seed(seed)
+    whole_number("rows", rows, 1, optional=True)
+    lens = start_tuned(model) if start is None else jax.tree.map(wide, start)
     lens.check(model.config)
     if optimizer is None:
         optimizer = optax.adam(optax.linear_schedule(1e-3, 0.0, steps))
@@ -84,7 +89,7 @@ def train_tuned(
         tokens = as_tokens(given)
         check_tokens(model.config, tokens)
         n_real = int(np.asarray(tokens.lengths).sum())
-        if rows is not None and not 1 <= rows <= n_real:
+        if rows is not None and rows > n_real:
             raise ValueError(f"rows={rows}, but batch {step} has {n_real} real tokens.")
         picked = jax.random.fold_in(key, step)
         lens, state, loss = _step(
@@ -105,8 +110,8 @@ def _step(
     import optax
 
     found = forward(model, tokens, record=("resid_pre", "resid_post")).activations
-    weight = tokens.mask.reshape(-1).astype(found["resid_pre"].dtype)
-    points = found["resid_pre"].reshape(model.config.n_layers, -1, model.config.d_model)
+    weight = tokens.mask.reshape(-1).astype(wide_dtype(found["resid_pre"]))
+    points = wide(found["resid_pre"]).reshape(model.config.n_layers, -1, model.config.d_model)
     last = found["resid_post"][-1].reshape(points.shape[1:])
     if rows is not None:
         # Gumbel noise where there is a token: a uniform draw without replacement.
@@ -134,4 +139,4 @@ def _logits(model: Model, x: jax.Array) -> jax.Array:
     """[N D] -> [N V]"""
     logits, _ = unembed(model, x[None])
     assert logits is not None
-    return logits[0]
+    return wide(logits[0])

@@ -2,7 +2,8 @@
 
 Activations X [n D] are shared by every split and penalty: a split is weights [n] (0 leaves an
 example out), and scaling to the mean and deviation of its examples is folded into the probe. Axis
-letters: S splits, R penalties, K outputs (1 for two classes).
+letters: S splits, R penalties, K outputs (1 for two classes). All is calculated in float32, or in
+the activations' dtype where that is wider.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxinterp.model.compiled import jit
+from jaxinterp.numerics import wide
 
 
 class Probes(struct.PyTreeNode):
@@ -32,17 +34,25 @@ class Probes(struct.PyTreeNode):
 
     def __call__(self, X: jax.Array) -> jax.Array:
         """Logits [... n K] of activations [n D] (or one set for each probe, [... n D])."""
+        X = wide(jnp.asarray(X))
         return jnp.matmul(X, self.W, precision="highest") + self.b[..., None, :]
 
 
 def moments(X: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and deviation [S D] of the weighted examples; a deviation of 0 counts as 1."""
+    X, weights = alike(X, weights)
     share = weights / weights.sum(-1, keepdims=True)
     mean = jnp.matmul(share, X, precision="highest")
     # Centred squares, split by split: E[x^2] - E[x]^2 loses all digits of large means.
     square = jax.lax.map(lambda at: (at[0][:, None] * jnp.square(X - at[1])).sum(0), (share, mean))
     deviation = jnp.sqrt(square)
     return mean, jnp.where(deviation > 0, deviation, 1)
+
+
+def alike(X: Any, *others: Any) -> tuple[jax.Array, ...]:
+    """Activations in float32 or wider, and other arrays in the same dtype."""
+    X = wide(jnp.asarray(X))
+    return X, *(jnp.asarray(other).astype(X.dtype) for other in others)
 
 
 @jit
@@ -52,6 +62,7 @@ def fit_ridge(X: jax.Array, targets: jax.Array, weights: jax.Array, penalties: j
     Minimises the weighted mean of |x W + b - y|^2 / 2 + penalty / 2 * |W|^2 over scaled
     activations. The loss is that, without steps.
     """
+    X, targets, weights, penalties = alike(X, targets, weights, penalties)
     y = targets[:, None] if targets.ndim == 1 else targets
     mean, deviation = moments(X, weights)
 
@@ -86,6 +97,7 @@ def fit_means(
     arXiv:2310.06824): the inverse of the covariance within classes times the difference, which is
     linear discriminant analysis.
     """
+    X, targets, weights = alike(X, targets, weights)
     targets = jnp.broadcast_to(targets, weights.shape)
     _, deviation = moments(X, weights)
 

@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 
 from jaxinterp.model.compiled import jit
-from jaxinterp.probes.fit import Probes, moments
+from jaxinterp.probes.fit import Probes, alike, moments
 
 TOLERANCE = 1e-8
 TOGETHER = 10
@@ -50,22 +50,26 @@ def fit_logistic(
     in which the Hessian at a neighbouring optimum is the identity. A fit ends when the loss is
     within ``tolerance`` of its least by the Newton decrement (Boyd & Vandenberghe 2004, 9.5.1), or
     where float32 ends. scaled: activations are scaled to deviation 1 over each split's examples.
+    All is calculated in the dtype of X, or in float32 where that is less.
     """
     used = int((np.asarray(weights) > 0).sum(-1).max())
-    shared = [*map(jnp.asarray, (targets, weights, penalties)), jnp.float32(tolerance)]
+    X, *others = alike(X, weights, penalties, tolerance)
+    targets = jnp.asarray(targets)
 
-    def fit(x: Any) -> Probes:
+    def fit(x: jax.Array) -> Probes:
         found = _fit(
-            jnp.asarray(x), *shared, n_classes=n_classes, max_steps=max_steps, scaled=scaled,
+            x, targets, *others, n_classes=n_classes, max_steps=max_steps, scaled=scaled,
             used=used,
         )  # fmt: skip
         return jax.block_until_ready(found)
 
-    if np.ndim(X) == 2:
+    if X.ndim == 2:
         return fit(X)
-    # Factorizations keep one core busy each: a second point fills the others meanwhile.
+    # Factorizations keep one core busy each: a second point fills the others meanwhile. A thread
+    # does not know of ``jax.enable_x64`` around this call.
     with ThreadPoolExecutor(2) as pool:
-        found = [fit(X[0]), *pool.map(fit, X[1:])]
+        several = map if X.dtype.itemsize > 4 else pool.map
+        found = [fit(X[0]), *several(fit, X[1:])]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
 

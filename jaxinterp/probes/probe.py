@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, numbers, random_seed, whole_number
+from jaxinterp.numerics import wide
 from jaxinterp.probes.fit import Probes
 from jaxinterp.probes.logistic import fit_logistic
 from jaxinterp.probes.splits import Splits, check_labels, make_splits
@@ -122,8 +124,7 @@ class Fits:
     def __init__(
         self, splits: Splits, penalties: np.ndarray, n_classes: int, on_done: Callable[[int], None]
     ):
-        if penalties.ndim != 1 or not len(penalties) or not (penalties > 0).all():
-            raise ValueError(f"penalties={penalties.tolist()}, expected positive numbers.")
+        penalties = numbers("penalties", penalties, above=0)
         self.splits, self.penalties, self.n_classes = splits, penalties, n_classes
         self.on_done = on_done
 
@@ -158,12 +159,13 @@ def given(
     X: Any, labels: Any, points: Any, groups: Any, splits: Splits | int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Splits, list[Any]]:
     """What probes are asked for, checked: X [L n D], targets [n], classes, splits, points."""
-    X, labels = np.asarray(X), np.asarray(labels)
+    X, labels, seed = wide(np.asarray(X)), np.asarray(labels), random_seed(seed)
     X = X[None] if X.ndim == 2 else X
     classes = check_labels(labels)
     _check_features(X, labels, "X")
     groups = None if groups is None else np.asarray(groups)
-    if isinstance(splits, int):
+    if not isinstance(splits, Splits):
+        whole_number("splits", splits, 1, MANY)
         splits = make_splits(labels, groups=groups, n_splits=splits, seed=seed)
     splits.check(labels, groups)
     names = list(range(len(X))) if points is None else list(points)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import real_number, whole_number
+from jaxinterp.numerics import wide
 from jaxinterp.probes import fit_logistic
 from jaxinterp.sae.dictionary import Dictionary, chosen_features, described
 
@@ -55,12 +57,14 @@ def absorption_rates(
     """
     import xarray as xr
 
-    x, labels, rows = np.asarray(x), np.asarray(labels), np.asarray(probe_rows, np.float64)
+    x, labels, rows = wide(np.asarray(x)), np.asarray(labels), np.asarray(probe_rows, np.float64)
     main = _main(d, x, labels, rows, split)
     n, C = len(x), len(rows)
     bias = np.broadcast_to(0.0 if probe_bias is None else np.asarray(probe_bias, np.float64), C)
-    if most is not None and most < 1:
-        raise ValueError(f"most={most}, expected 1 or more features, or None for all.")
+    whole_number("most", most, 1, optional=True)
+    for name, value in (("cosine", cosine), ("part_cosine", part_cosine)):
+        real_number(name, value, least=-1, most=1)
+    real_number("share", share, least=0, most=1)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not (lengths > 0).all():
         raise ValueError(f"The probe of letter {int(lengths[:, 0].argmin())} has no length.")
@@ -69,7 +73,7 @@ def absorption_rates(
     cosines = along / np.maximum(np.linalg.norm(W, axis=1), 1e-30)
     own = (x * rows[labels]).sum(1)
     right = own + bias[labels] > 0
-    start = 0.0 if about is None else (np.asarray(about) * rows[labels]).sum(1)
+    start = 0.0 if about is None else (wide(np.asarray(about)) * rows[labels]).sum(1)
     total = (own - start) / lengths[labels, 0]
     silent, full, part = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n)
     absorber, said = np.zeros(n, int), np.zeros((n, C), bool)
@@ -184,7 +188,7 @@ def split_features(
 
     Raises ``ValueError`` for a letter without words to train on, and max_k above the features.
     """
-    x, labels = np.asarray(x), np.asarray(labels)
+    x, labels = wide(np.asarray(x)), np.asarray(labels)
     train, held = (np.asarray(part, bool) for part in (train, held))
     _check_words(d, x, labels)
     C, F = int(labels.max()) + 1, d.config.n_features
@@ -194,8 +198,8 @@ def split_features(
             f"Words to train on by letter: {counts.tolist()}, {held.sum()} held out; expected some "
             "of two letters or more."
         )
-    if not 1 <= max_k <= F:
-        raise ValueError(f"max_k={max_k}, expected 1 to {F}.")
+    max_k = whole_number("max_k", max_k, 1, F)
+    tau, penalty = real_number("tau", tau, least=0), real_number("penalty", penalty, above=0)
     there = labels[:, None] == np.arange(C)
     sums, squares = np.zeros((C, F)), np.zeros(F)
     for at, f in _features(d, x[train]):

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import MANY, real_number, whole_number
+from jaxinterp.numerics import wide
 from jaxinterp.sae.selection import keep_largest
 
 READ = {
@@ -65,22 +67,21 @@ class DictionaryConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "d_out", self.d_out or self.d_in)
         for name in ("prefixes", "layers"):
-            object.__setattr__(self, name, tuple(map(int, getattr(self, name))))
+            given = tuple(whole_number(name, each) for each in getattr(self, name))
+            object.__setattr__(self, name, given)
         for name, value, known in (
             ("kind", self.kind, tuple(READ)), ("activation", self.activation, ACTIVATIONS)
         ):  # fmt: skip
             if value not in known:
                 raise ValueError(f"{name}={value!r}, expected one of {', '.join(known)}.")
-        if min(self.d_in, self.n_features, self.n_layers) < 1:
-            raise ValueError(
-                f"d_in={self.d_in}, n_features={self.n_features}, n_layers={self.n_layers}: "
-                "expected 1 or more."
-            )
+        for name in ("d_in", "n_features", "n_layers", "d_out"):
+            whole_number(name, getattr(self, name), 1, MANY)
+        real_number("bandwidth", self.bandwidth, above=0)
         if self.kind == "sae" and self.d_out != self.d_in:
             raise ValueError(f"An SAE writes what it reads, not {self.d_out} for {self.d_in}.")
         if self.n_layers > 1 and not self.layered:
             raise ValueError(f"A {self.kind} reads one layer, n_layers={self.n_layers}.")
-        if min(self.layers, default=0) < 0 or len(self.layers) not in (0, self.n_layers):
+        if len(self.layers) not in (0, self.n_layers):
             raise ValueError(f"layers={self.layers}, expected {self.n_layers} from 0 on, or none.")
         if self.prefixes and (
             list(self.prefixes) != sorted(set(self.prefixes))
@@ -208,7 +209,7 @@ class Dictionary(struct.PyTreeNode):
 
 
 def encode(d: Dictionary, x: jax.Array, *, together: bool = False) -> Code:
-    """The code [... F] of x [... D], or of [... L D] where it reads layers.
+    """The code [... F] of x [... D], or of [... L D] where it reads layers, in float32 or wider.
 
     together: BatchTopK chooses among all examples, as in training.
 
@@ -222,6 +223,7 @@ def encode(d: Dictionary, x: jax.Array, *, together: bool = False) -> Code:
         )
     if c.layered and x.shape[-2:-1] != (c.n_layers,):
         raise ValueError(f"This {c.kind} reads {c.n_layers} layers, the values are {x.shape}.")
+    x = wide(x)
     read = jnp.einsum(READ[c.kind], x - p.b_dec if c.subtract_bias else x, p.W_enc)
     pre = read + p.b_enc
     if c.activation == "gated":
@@ -244,14 +246,16 @@ def encode(d: Dictionary, x: jax.Array, *, together: bool = False) -> Code:
 def decode(d: Dictionary, features: jax.Array, x: jax.Array | None = None) -> jax.Array:
     """The sum [... O] of what features write, b_dec, and the skip connection of x if there is one.
 
+    In float32 or wider.
+
     Raises ``ValueError`` for a skip connection without x.
     """
     p, c = d.params, d.config
-    out = jnp.einsum(WRITE[c.kind], features, written(d)) + p.b_dec
+    out = jnp.einsum(WRITE[c.kind], wide(features), written(d)) + p.b_dec
     if c.skip:
         if x is None:
             raise ValueError("This transcoder has a skip connection: give x as well.")
-        out = out + x @ p.W_skip
+        out = out + wide(x) @ p.W_skip
     return out
 
 
@@ -265,7 +269,7 @@ def written(d: Dictionary) -> jax.Array:
 
 def decoder_norms(d: Dictionary) -> jax.Array:
     """How much a feature writes, [F] or [L F]: the norm of its row, summed over layers."""
-    norms = jnp.linalg.norm(written(d), axis=-1)
+    norms = jnp.linalg.norm(wide(jnp.asarray(written(d))), axis=-1)
     return norms.sum(d.config.write_axes[0]) if d.config.layered else norms
 
 

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import MANY, whole_number
 from jaxinterp.interventions import Edit, Shared, apply, unshare
 from jaxinterp.metrics import Metric, check_metric
 from jaxinterp.model import Model, as_tokens, forward
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide
 from jaxinterp.results import claim
 from jaxinterp.sae.dictionary import Dictionary, chosen_features, described
 from jaxinterp.sae.gradients import slopes
@@ -50,7 +52,8 @@ class FeatureEdit(struct.PyTreeNode):
             amount = amount[..., None]
         amount = at.donor(amount) if amount.ndim == 3 else amount
         new = {"scale": old * amount, "add": old + amount}.get(self.operation, amount)
-        return value + (new - old).astype(value.dtype) @ d.params.W_dec[index]
+        moved = jnp.asarray(new - old, old.dtype) @ d.params.W_dec[index]
+        return (value + moved).astype(value.dtype)
 
 
 def scale_features(
@@ -154,8 +157,7 @@ def attribute_features(
     tokens = as_tokens(tokens)
     check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
-    if steps < 1:
-        raise ValueError(f"steps={steps}, expected 1 or more.")
+    steps = whole_number("steps", steps, 1, MANY)
     chosen = chosen_features(d, features)
     rival = None if donor is None else as_tokens(donor)
     if rival is not None:
@@ -164,7 +166,7 @@ def attribute_features(
             raise ValueError(f"The donor is {rival.shape}, the tokens are {tokens.shape}.")
 
     def of(given: Any) -> jax.Array:
-        return forward(model, given, record=(site,)).activations[site][layer]
+        return wide(forward(model, given, record=(site,)).activations[site][layer])
 
     x = of(tokens)
     own = d.encode(x)

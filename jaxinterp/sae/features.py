@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import numbers
 from jaxinterp.examples import find_examples, labelled
 from jaxinterp.grid_runs import Driver, ignore
 from jaxinterp.metrics import Metric, check_metric, cross_entropy, evaluate, of_prompts
 from jaxinterp.model import Model, Tokens, as_tokens
+from jaxinterp.numerics import wide
 from jaxinterp.results import claim
 from jaxinterp.sae.dictionary import Dictionary, chosen_features, described
 from jaxinterp.sae.edits import scale_features
@@ -119,7 +121,7 @@ def feature_effects(
     tokens = as_tokens(tokens)
     own = cross_entropy() if metric is None else metric
     check_metric(own, model, tokens)
-    chosen = chosen_features(d, features)
+    chosen, factors = chosen_features(d, features), numbers("factors", factors).tolist()
     grid = scale_features(
         d, np.repeat(chosen, len(factors)), np.tile(np.asarray(factors, np.float32), len(chosen)),
         position=None if first else np.arange(tokens.shape[1]) > 0,
@@ -131,7 +133,7 @@ def feature_effects(
         part, each = tokens[rows], of_prompts(own, rows)
         base = np.asarray(evaluate(each, model, part))
         active = np.asarray((reader(model, part)[0] > 0).sum(1)).T
-        return np.concatenate([driver.sweep(part, grid, each, None) - base, active])
+        return np.concatenate([wide(driver.sweep(part, grid, each, None)) - wide(base), active])
 
     found = driver.batches(run, len(chosen) * len(factors))
     change = found[: -len(chosen)].reshape(len(chosen), len(factors), -1)

@@ -24,6 +24,7 @@ from jaxinterp.model import Frame, Layer, Model, Tokens, block, layers_of, make_
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.sites import axis_size, require
 from jaxinterp.model.taps import Tap
+from jaxinterp.numerics import wide
 from jaxinterp.points import layers_in
 from jaxinterp.sae.dictionary import Dictionary
 
@@ -76,7 +77,8 @@ def bare(d: Dictionary) -> Dictionary:
 
 
 def split(d: Dictionary, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Features [... F] and error [... D] of values [... D]."""
+    """Features [... F] and error [... D] of values [... D], in float32 or wider."""
+    x = wide(x)
     features = d.encode(x)
     return features, x - d.decode(features)
 
@@ -124,8 +126,8 @@ def _average(
     model: Model, tokens: Tokens, metric: Metric, lines: tuple[Edit, ...],
     others: tuple[Edit, ...], *, steps: int,
 ) -> tuple[jax.Array, ...]:  # fmt: skip
-    """The gradients in what ``lines`` add, averaged over shares of it."""
-    ends = tuple(line.value for line in lines)
+    """The gradients in what ``lines`` add, averaged over shares of it in float32 or wider."""
+    ends = tuple(wide(line.value) for line in lines)
 
     def slope(share: jax.Array) -> tuple[jax.Array, ...]:
         def total(values: tuple[jax.Array, ...]) -> jax.Array:

@@ -1,6 +1,6 @@
 """What a dictionary is trained to make small: error, sparsity, and AuxK for dead features.
 
-Errors are squared, summed over the width (and layers), averaged over examples.
+Errors are squared, summed over the width (and layers), averaged over examples, in float32 or wider.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxinterp.numerics import wide
 from jaxinterp.sae.dictionary import (
     WRITE,
     Code,
@@ -74,7 +75,7 @@ def loss(
 
     dead: features [F] (or [L F]) that `auxk` acts on, ``k_aux`` of an example's at a time.
     """
-    c = d.config
+    c, x, y = d.config, wide(x), wide(y)
     code = encode(d, x, together=True)
     error, rest = reconstruction(d, code.features, x, y)
     main = error

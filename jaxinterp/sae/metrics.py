@@ -13,6 +13,7 @@ from jaxinterp.interventions import apply, replace
 from jaxinterp.metrics import cross_entropy, evaluate
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide
 from jaxinterp.results import claim
 from jaxinterp.sae.dictionary import Dictionary, decode, described
 from jaxinterp.sae.edits import Splice
@@ -65,6 +66,7 @@ def reconstruction(d: Dictionary, batches: Iterable[Any]) -> xr.Dataset:
 
 @jax.jit
 def _sums(d: Dictionary, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    x, y = wide(x), wide(y)
     features = d.encode(x)
     said = decode(d, features, x)
     n = len(x)

@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, real_number, whole_number
 from jaxinterp.grid_runs import Driver, check_pair, recorded
 from jaxinterp.metrics import Metric, check_metric, of_prompts
 from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.numerics import wide
 from jaxinterp.results import claim
 from jaxinterp.sae.dictionary import Dictionary, described
 from jaxinterp.sae.gradients import Place, bare, named, places_of, slopes, split
@@ -64,6 +66,7 @@ def select_nodes(effects: xr.DataArray, threshold: float) -> xr.DataArray:
     """
     import xarray as xr
 
+    threshold = real_number("threshold", threshold, least=0)
     effects = effects.transpose("node", ..., "prompt")
     size = np.abs(effects.mean("prompt").values)
     passing = np.nonzero(size >= threshold)
@@ -122,8 +125,7 @@ class Runs:
         donor: Any, steps: int, batch: int | None,
     ) -> Runs:  # fmt: skip
         places = places_of(model, dictionaries)
-        if steps < 1:
-            raise ValueError(f"steps={steps}, expected 1 or more.")
+        steps = whole_number("steps", steps, 1, MANY)
         tokens = as_tokens(tokens)
         check_tokens(model.config, tokens)
         check_metric(metric, model, tokens)
@@ -156,10 +158,13 @@ class Runs:
         return Part(tokens, metric, values, donors, changes, found, stream)
 
     def values(self, tokens: Tokens) -> tuple[list[jax.Array], jax.Array]:
-        """The values [B P D] at each place, and the stream [L B P D] before each layer."""
+        """The values [B P D] at each place, and the stream [L B P D] before each layer.
+
+        Values, and so features, changes and slopes, are in float32 or wider.
+        """
         sites = tuple(dict.fromkeys(["resid_pre", *(site for site, _ in self.places)]))
         found = recorded(self.model, tokens, sites=sites)
-        return [found[site][layer] for site, layer in self.places], found["resid_pre"]
+        return [wide(found[site][layer]) for site, layer in self.places], found["resid_pre"]
 
     def claim(self, **fields: Any) -> dict[str, Any]:
         """The record of a result."""

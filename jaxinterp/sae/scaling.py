@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import LONG, real_number, whole_number
+from jaxinterp.numerics import wide
 from jaxinterp.sae.dictionary import Dictionary
 
 
@@ -25,6 +27,7 @@ class Scaling(struct.PyTreeNode):
 
     def __call__(self, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Inputs [B ...] and targets [B ...] as training sees them, same shapes."""
+        x, y = wide(x), wide(y)
         return (x - self.centre_in) * self.gain_in, (y - self.centre_out) * self.gain_out
 
 
@@ -57,6 +60,8 @@ def _one(x: np.ndarray, centre: str, what: str) -> tuple[np.ndarray, np.ndarray]
 
 def geometric_median(x: np.ndarray, steps: int = 100, within: float = 1e-6) -> np.ndarray:
     """The point [...] of least mean distance to x [B ...], by Weiszfeld's iteration, per layer."""
+    x, steps = wide(np.asarray(x)), whole_number("steps", steps, 1, LONG)
+    within = real_number("within", within, least=0)
     at = x.mean(0)
     for _ in range(steps):
         weight = 1 / np.maximum(np.linalg.norm(x - at, axis=-1, keepdims=True), 1e-12)

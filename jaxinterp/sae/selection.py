@@ -49,7 +49,7 @@ def separator(
         rows = (values >= least).sum(-1, keepdims=True, dtype=jnp.int32)
         if len(axes) > 1:
             rows = lax.optimization_barrier(rows)  # one sum over all would run on one thread
-        return rows.sum(axes, keepdims=True)
+        return rows.sum(axes, keepdims=True, dtype=jnp.int32)
 
     def over(counted: jax.Array) -> jax.Array:
         return jnp.log((counted + 0.5) / k).astype(dtype)

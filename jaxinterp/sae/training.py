@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import LONG, real_number, whole_number
+from jaxinterp.numerics import wide
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
 from jaxinterp.sae.losses import LossCoefficients, Parts, firing, loss
 from jaxinterp.sae.scaling import Scaling
@@ -58,15 +60,16 @@ class TrainingConfig:
     b2: float = 0.999
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps}, expected 1 or more.")
-        for name in ("warmup", "decay", "sparsity_warmup", "anneal"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}, expected a fraction.")
-        if self.clip < 0:
-            raise ValueError(f"clip={self.clip}, expected a norm, or 0 for none.")
-        if not 0 < self.exponent <= 1:
-            raise ValueError(f"exponent={self.exponent}, expected above 0 and at most 1.")
+        whole_number("steps", self.steps, 1, LONG)
+        for name in ("warmup", "decay", "sparsity_warmup", "anneal", "threshold_decay"):
+            real_number(name, getattr(self, name), least=0, most=1)
+        for name in ("dead_after", "k_aux", "slots"):
+            whole_number(name, getattr(self, name), optional=name != "dead_after")
+        for name in ("clip", "decoder_norm", "threshold", "auxk"):
+            real_number(name, getattr(self, name), least=0, optional=name == "auxk")
+        for name in ("b1", "b2"):
+            real_number(name, getattr(self, name), least=0, below=1)
+        real_number("exponent", self.exponent, above=0, most=1)
 
     def rate(self, step: Any) -> Any:
         """The learning rate's factor at a step."""
@@ -117,8 +120,8 @@ class Hyperparameters(struct.PyTreeNode):
         if any(length not in (1, n) for length in lengths.values()):
             raise ValueError(f"The members' fields have lengths {lengths}, expected one or {n}.")
         for name, value in fields.items():
-            if not np.isfinite(value).all() or (value < 0).any():
-                raise ValueError(f"{name}={value.tolist()}, expected finite numbers from 0 on.")
+            for each in value.tolist():
+                real_number(name, each, least=0, most=2**31 - 1 if name == "seed" else None)
         kinds = {"seed": np.int32}
         return Hyperparameters(**{
             name: np.broadcast_to(value, n).astype(kinds.get(name, np.float32))
@@ -232,7 +235,7 @@ def update(
     """
     import optax
 
-    d, c = state.dictionary, state.dictionary.config
+    d, c, x, y = state.dictionary, state.dictionary.config, wide(x), wide(y)
     dead = state.silent >= training.dead_after
     coefficients = training.coefficients(c, member, state.step)
     k_aux = c.d_out // 2 if training.k_aux is None else training.k_aux
