@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxinterp.model import SITES, Model, Tokens, as_tokens, forward
 from jaxinterp.model.compiled import jit
-from jaxinterp.model.forward import check_record
+from jaxinterp.model.record import whole_sites
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.numerics import wide
 from jaxinterp.results import claim
@@ -58,7 +58,7 @@ def mean_activations(
     and for sites with a source axis (patterns) unless ``by`` is ``"position"``: the mean over
     positions of what stands at a source has no meaning.
     """
-    sites = check_record(model.config, sites)
+    sites = whole_sites(model.config, sites)
     what = By.of(by)
     for site in sites:
         if "source" in SITES[site].axes and what.where != "position":

@@ -18,38 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinterp.model import sites
 from jaxinterp.model.block import block
 from jaxinterp.model.compiled import jit
-from jaxinterp.model.config import Config
 from jaxinterp.model.inputs import Tokens, as_tokens, check_tokens
 from jaxinterp.model.layers import Layer, layers_of, make_context
 from jaxinterp.model.params import Model
 from jaxinterp.model.parts import activation, einsum, normalize, softcap
+from jaxinterp.model.record import Activations, Record, as_record, scan_layers
 from jaxinterp.model.taps import Frame, Intervention, Tap, as_interventions, norm_site
-
-
-@jax.tree_util.register_pytree_with_keys_class
-class Activations(dict[str, jax.Array]):
-    """Recorded values by site. TransformerLens's names are understood: one layer of them."""
-
-    def __missing__(self, name: str) -> jax.Array:
-        try:
-            site, layer = sites.parse(name)
-        except ValueError as error:
-            raise KeyError(str(error)) from error
-        if site not in self:
-            has = ", ".join(self) or "nothing"
-            raise KeyError(f"{name!r} was not recorded, {has} was: name it in record=.")
-        return self[site] if layer is None else self[site][layer]
-
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, jax.Array]], tuple[str, ...]]:
-        names = tuple(sorted(self))
-        return [(jax.tree_util.DictKey(name), self[name]) for name in names], names
-
-    @classmethod
-    def tree_unflatten(cls, names: tuple[str, ...], values: Iterable[Any]) -> Activations:
-        return cls(zip(names, values, strict=True))
 
 
 class Output(struct.PyTreeNode):
@@ -57,7 +33,8 @@ class Output(struct.PyTreeNode):
 
     logits: [B P V] (None for a model without an unembedding). activations: recorded values
     by site, stacked over layers where the site is layered: ``activations["z"]`` is
-    [L B P H K], ``activations["blocks.3.attn.hook_z"]`` its layer 3.
+    [L B P H K], ``activations["blocks.3.attn.hook_z"]`` its layer 3 [B P H K] (which is also
+    what is kept where ``record`` names that layer alone).
     """
 
     logits: jax.Array | None
@@ -68,7 +45,7 @@ def embed(
     model: Model,
     tokens: Any,
     interventions: Iterable[Intervention] = (),
-    record: Iterable[str] = (),
+    record: Record | Iterable[str] = (),
     frame: Frame | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Stage 1: tokens [B P] to the residual stream [B P D] before layer 0, and records.
@@ -76,7 +53,7 @@ def embed(
     ``frame`` says which columns the tokens are (by default all of them).
     """
     c, p, tokens = model.config, model.params.embed, as_tokens(tokens)
-    tap = Tap(c, interventions, record, tokens.positions)
+    tap = Tap(c, interventions, as_record(c, record).sites, tokens.positions)
     frame = Frame(tokens.positions) if frame is None else frame
     if tokens.values is None:
         x = p.W_E[tokens.ids]
@@ -100,40 +77,48 @@ def run_layers(
     start: int | jax.Array = 0,
     stop: int | jax.Array | None = None,
     interventions: Iterable[Intervention] = (),
-    record: Iterable[str] = (),
+    record: Record | Iterable[str] = (),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Stage 2: layers ``start`` to ``stop`` (exclusive) on the stream x [B P D].
 
-    Records are stacked over the layers run. With traced bounds the layers outside them
+    Records are stacked over the layers run; a single layer that is not among them is zero.
+    With traced bounds the layers outside them
     are passed over (and their records are zero), so that one program serves every range.
 
     Raises ``ValueError`` for bounds that are no range of layers; traced ones pass.
     """
     c, tokens = model.config, as_tokens(tokens)
-    interventions, record = tuple(interventions), tuple(record)
+    interventions, record = tuple(interventions), as_record(c, record)
     stop = c.n_layers if stop is None else stop
     context, frame = make_context(model, tokens), Frame(tokens.positions)
     layers = layers_of(model)
 
-    def run(x: jax.Array, layer: Layer) -> tuple[jax.Array, dict[str, jax.Array]]:
-        tap = Tap(c, interventions, record, context.sources, layer.index)
+    def run(x: jax.Array, layer: Layer) -> tuple[jax.Array, None, dict[str, jax.Array]]:
+        tap = Tap(c, interventions, record.sites, context.sources, layer.index)
         x, _ = block(c, layer, x, context, tap, frame)
-        return x, tap.recorded
+        return x, None, tap.recorded
 
     if isinstance(start, (int, np.integer)) and isinstance(stop, (int, np.integer)):
         if not 0 <= start <= stop <= c.n_layers:
             raise ValueError(f"layers {start} to {stop} are not a range within {c.n_layers}.")
-        return jax.lax.scan(run, x, jax.tree.map(lambda leaf: leaf[start:stop], layers))
+        if unrun := [name for name, layer in record.single_names() if not start <= layer < stop]:
+            raise ValueError(
+                f"{unrun[0]!r} is to be recorded, and layers {start} to {stop} are run."
+            )
+        layers = jax.tree.map(lambda leaf: leaf[start:stop], layers)
+        x, (_, found) = scan_layers(run, x, layers, record)
+        return x, found
 
-    def maybe_run(x: jax.Array, layer: Layer) -> tuple[jax.Array, dict[str, jax.Array]]:
-        def skip(x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-            _, records = jax.eval_shape(run, x, layer)
-            return x, jax.tree.map(lambda r: jnp.zeros(r.shape, r.dtype), records)
+    def maybe_run(x: jax.Array, layer: Layer) -> tuple[jax.Array, None, dict[str, jax.Array]]:
+        def skip(x: jax.Array) -> tuple[jax.Array, None, dict[str, jax.Array]]:
+            _, _, records = jax.eval_shape(run, x, layer)
+            return x, None, jax.tree.map(lambda r: jnp.zeros(r.shape, r.dtype), records)
 
         inside = (layer.index >= start) & (layer.index < stop)
         return jax.lax.cond(inside, lambda x: run(x, layer), skip, x)
 
-    return jax.lax.scan(maybe_run, x, layers)
+    x, (_, found) = scan_layers(maybe_run, x, layers, record)
+    return x, found
 
 
 def unembed(
@@ -141,7 +126,7 @@ def unembed(
     x: jax.Array,
     frame: Frame | None = None,
     interventions: Iterable[Intervention] = (),
-    record: Iterable[str] = (),
+    record: Record | Iterable[str] = (),
     vocabulary: jax.Array | None = None,
 ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
     """Stage 3: the stream x [B P D] after the last layer to logits [B P V], and records.
@@ -152,7 +137,7 @@ def unembed(
     c, p = model.config, model.params
     if frame is None:
         frame = Frame(jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2]))
-    tap = Tap(c, interventions, record, frame.positions)
+    tap = Tap(c, interventions, as_record(c, record).sites, frame.positions)
     x = norm_site(c, p.ln_final, "ln_final", x, tap, frame)
     if c.head == "none":
         return None, tap.recorded
@@ -186,37 +171,24 @@ def forward(
 
     tokens: token ids [B P] or [P], or `Tokens` (which carries padding).
     interventions: one intervention or a tuple of them, applied in order at each site.
-    record: the sites to return, by our or TransformerLens's names; all layers of each.
+    record: the sites to return, all layers of each; ``"blocks.3.attn.hook_z"`` (TransformerLens's
+    name of ``"z"`` at layer 3) keeps that layer alone, under that name.
 
     Raises ``ValueError`` for a site the architecture lacks, an index out of range, tokens
     outside the vocabulary or prompts longer than learned positions reach.
     """
     tokens = as_tokens(tokens)
     interventions = as_interventions(model.config, interventions, tokens)
-    names = check_record(model.config, record)
+    kept = as_record(model.config, record)
     check_tokens(model.config, tokens)
-    return _forward(model, tokens, interventions, record=names)
+    return _forward(model, tokens, interventions, record=kept)
 
 
 @functools.partial(jit, static=("record",))
 def _forward(
-    model: Model, tokens: Tokens, interventions: tuple[Intervention, ...], record: tuple[str, ...]
+    model: Model, tokens: Tokens, interventions: tuple[Intervention, ...], record: Record
 ) -> Output:
     x, first = embed(model, tokens, interventions, record)
     x, middle = run_layers(model, x, tokens, interventions=interventions, record=record)
     logits, last = unembed(model, x, Frame(tokens.positions), interventions, record)
     return Output(logits, Activations({**first, **middle, **last}))
-
-
-def check_record(config: Config, record: Iterable[str]) -> tuple[str, ...]:
-    """Own names of the sites to record; every one exists in the architecture."""
-    if isinstance(record, str):
-        record = (record,)
-    names = []
-    for given in record:
-        name, layer = sites.parse(given)
-        sites.require(config, name)
-        if layer is not None and layer >= config.n_layers:
-            raise ValueError(f"{given!r}: the model has layers 0 to {config.n_layers - 1}.")
-        names.append(name)
-    return tuple(dict.fromkeys(names))

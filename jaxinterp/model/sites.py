@@ -135,6 +135,16 @@ def parse(name: str) -> tuple[str, int | None]:
     return site, layer
 
 
+def hook_name(site: str, layer: int | None = None) -> str:
+    """TransformerLens's name of a site, at a layer where the site is layered.
+
+    >>> hook_name("z", 9)
+    'blocks.9.attn.hook_z'
+    """
+    hook = SITES[site].hook
+    return hook if layer is None else f"blocks.{layer}.{hook}"
+
+
 def require(config: Config, name: str) -> Site:
     """The site of that (own) name, or a ``ValueError`` that says why the model lacks it."""
     if name not in SITES:

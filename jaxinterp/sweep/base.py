@@ -22,6 +22,7 @@ from jaxinterp.model import (
     unembed,
 )  # fmt: skip
 from jaxinterp.model.compiled import jit
+from jaxinterp.model.record import as_record, scan_layers
 from jaxinterp.model.taps import Tap
 
 
@@ -66,23 +67,24 @@ def observe_twins(
 
 
 def _observe(
-    model: Model, tokens: Tokens, metric: Metric, record: tuple[str, ...], base: slice, kept: slice
+    model: Model, tokens: Tokens, metric: Metric, record: tuple[str, ...], base: slice, rows: slice
 ) -> tuple[Base, dict[str, jax.Array]]:
-    """One pass. ``base`` and ``kept``: the rows whose streams, and whose records, are returned."""
+    """One pass. ``base`` and ``rows``: the rows whose streams, and whose records, are returned."""
     context, frame = make_context(model, tokens), Frame(tokens.positions)
-    x, first = embed(model, tokens, record=record)
+    kept = as_record(model.config, record)
+    x, first = embed(model, tokens, record=kept)
 
-    def run(x: jax.Array, layer: Any) -> tuple[jax.Array, Any]:
-        tap = Tap(model.config, (), record, context.sources, layer.index)
+    def run(x: jax.Array, layer: Any) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
+        tap = Tap(model.config, (), kept.sites, context.sources, layer.index)
         y, kv = block(model.config, layer, x, context, tap, frame)
-        return y, (jax.tree.map(lambda a: a[base], (x, kv)), rows(tap.recorded))
+        return y, jax.tree.map(lambda a: a[base], (x, kv)), taken(tap.recorded)
 
-    def rows(records: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {site: value[kept] for site, value in records.items()}
+    def taken(records: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {site: value[rows] for site, value in records.items()}
 
-    x, ((resid_pre, kv), middle) = jax.lax.scan(run, x, layers_of(model))
+    x, ((resid_pre, kv), middle) = scan_layers(run, x, layers_of(model), kept)
     columns = read_columns(tokens, metric)
     read = jnp.take_along_axis(x, columns[:, :, None], axis=1)
     value = read_out(model, read, tokens, metric, frame.read(columns))
-    last = unembed(model, x, frame, record=record)[1] if record else {}
-    return Base(resid_pre, kv, value), {**rows(first), **middle, **rows(last)}
+    last = unembed(model, x, frame, record=kept)[1] if record else {}
+    return Base(resid_pre, kv, value), {**taken(first), **middle, **taken(last)}

@@ -141,13 +141,13 @@ def cases(default: int, whole: int) -> list[Any]:
     return [pytest.param(s, marks=[pytest.mark.long] if s >= default else []) for s in range(whole)]
 
 
-@pytest.mark.parametrize("seed", cases(24, 320))
+@pytest.mark.parametrize("seed", cases(16, 320))
 def test_forward(seed):
     model, tokens, edits = setting(seed)
     assert leaks(lambda t: forward(model, t, edits).logits, model.config, tokens) == []
 
 
-@pytest.mark.parametrize("seed", cases(6, 80))
+@pytest.mark.parametrize("seed", cases(4, 80))
 def test_under_the_users_own_transformations(seed):
     model, tokens, edits = setting(seed)
 
@@ -163,7 +163,7 @@ def test_under_the_users_own_transformations(seed):
     assert leaks(run, model.config, tokens) == []
 
 
-@pytest.mark.parametrize("seed", cases(6, 80))
+@pytest.mark.parametrize("seed", cases(4, 80))
 def test_no_slope_leads_to_what_is_not_seen(seed):
     model, tokens, edits = setting(seed)
     edits = tuple(e for e in edits if e.sites[0] in ("attn_scores", "pattern"))
@@ -179,7 +179,7 @@ def test_no_slope_leads_to_what_is_not_seen(seed):
     assert not np.asarray(slopes)[~may].any()
 
 
-@pytest.mark.parametrize("seed", cases(6, 80))
+@pytest.mark.parametrize("seed", cases(4, 80))
 def test_sweeps(seed):
     model, tokens, _ = setting(seed)
     rng = np.random.default_rng(seed)

@@ -313,9 +313,10 @@ def test_what_is_no_hook_name_is_an_error(name):
 def test_hook_names_work_for_records_and_interventions():
     model = small_model("gpt2")
     with jax.disable_jit():
-        out = forward(
-            model, PROMPTS, zero("blocks.2.attn.hook_z"), record="blocks.2.attn.hook_z"
-        ).activations["z"]
+        edit = zero("blocks.2.attn.hook_z")
+        one = forward(model, PROMPTS, edit, record="blocks.2.attn.hook_z").activations
+        out = forward(model, PROMPTS, edit, record="z").activations["z"]
+    assert not one["blocks.2.attn.hook_z"].any()
     assert not out[2].any()
     assert out[:2].any()
     with pytest.raises(ValueError, match="names layer 2 already"):
