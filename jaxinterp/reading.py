@@ -19,11 +19,20 @@ JSON_DEPTH = 100  # how deep its objects and lists may be nested
 NPZ_HEADER = 10_000  # bytes that say what an array of an npz file is
 UNPACKED = 50  # times its own size that a compressed archive may unpack to,
 UNPACKED_LEAST = 64 << 20  # or so many bytes, if that is more
+MESSAGE = 1200  # letters of an error
 _STEP = 16 << 20  # bytes that are unpacked at a time
 
 
 class LoadError(ValueError):
-    """A file that cannot be used: names the file, what was expected and what to do."""
+    """A file that cannot be used: names the file, what was expected and what to do.
+
+    A file may hold any text: of a message that quotes too much, the middle is left out.
+    """
+
+    def __init__(self, message: str):
+        if len(message) > MESSAGE:
+            message = f"{message[: MESSAGE // 2]} ... {message[-MESSAGE // 4 :]}"
+        super().__init__(message)
 
 
 def regular_file(path: str | os.PathLike[str], most: int | None = None) -> Path:
@@ -67,9 +76,9 @@ def damage_refused(path: Any, what: str, remedy: str = "Fetch it again.") -> Ite
     """
     try:
         yield
-    except (LoadError, FileNotFoundError, MemoryError):
+    except (LoadError, FileNotFoundError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # parsers of damaged bytes raise many kinds
+    except BaseException as error:  # parsers raise many kinds; Rust's panics are no Exception
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise LoadError(f"{path} is not {what}, or it is damaged ({reason}). {remedy}") from error
 
@@ -148,15 +157,17 @@ def opened_archive(path: str | os.PathLike[str], what: str) -> Iterator[zipfile.
         yield archive
 
 
-def read_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of a NumPy ``.npz`` file by name.
+def read_npz(
+    path: str | os.PathLike[str], what: str = "an .npz file of arrays"
+) -> dict[str, np.ndarray]:
+    """The arrays of a NumPy ``.npz`` file by name; ``what`` it is expected to be, for errors.
 
     What an array claims to be is compared with the bytes there are before memory is taken for it.
 
     Raises ``FileNotFoundError`` where there is none, and `LoadError` for a file that is damaged or
     holds anything but plain arrays of numbers and text.
     """
-    with opened_archive(path, "an .npz file of arrays") as archive:
+    with opened_archive(path, what) as archive:
         return {
             member.filename.removesuffix(".npy"): _member(archive, member)
             for member in archive.infolist()

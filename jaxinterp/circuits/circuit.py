@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.files import whole
 from jaxinterp.model import Config, Model
+from jaxinterp.reading import LoadError, damage_refused, read_json_object
 
 _FORMAT = "jaxinterp-circuit-1"
+MOST_POSITIONS = 1 << 20  # of a circuit that is read
+MOST_PLACES = 1 << 30  # receivers times senders times positions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,27 +204,39 @@ class Circuit:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model | Config | Graph) -> Circuit:
-        """Read either format. Raises ``ValueError`` for other files and other models' circuits."""
+        """Read either format.
+
+        Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` for other files and other
+        models' circuits.
+        """
         graph = graph_of(model)
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-            cfg, edges = data["cfg"], data["edges"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a circuit file ({error!r}).") from None
-        own = graph.to_dict()
-        for key in ("n_layers", "n_heads"):
-            if cfg.get(key) != own[key]:
-                raise ValueError(
-                    f"{path} is of a model with {key} {cfg.get(key)}, this one has {own[key]}."
-                )
-        if data.get("format") != _FORMAT:
-            return cls(graph, from_mib(graph, edges))
-        if data["positions"] is None:
-            return cls.of(graph, edges)
-        mask = np.zeros((*graph.exists.shape, data["positions"]), bool)
-        for edge, at in edges.items():
-            mask[graph.place(edge)][at] = True
-        return cls(graph, mask)
+        with damage_refused(path, "a circuit file", "Save the circuit again."):
+            data = read_json_object(path)
+            cfg, edges, own = data["cfg"], data["edges"], graph.to_dict()
+            for key in own:
+                if cfg.get(key, None if key in ("n_layers", "n_heads") else own[key]) != own[key]:
+                    raise LoadError(
+                        f"{path} is of a model with {key} {cfg.get(key)}, this one has {own[key]}."
+                    )
+            if data.get("format") != _FORMAT:
+                return cls(graph, from_mib(graph, edges))
+            return cls(graph, _from_own(graph, edges, data["positions"]))
+
+
+def _from_own(graph: Graph, edges: Any, positions: Any) -> np.ndarray:
+    """bool [R S] or [R S P] of our own format. Raises ``ValueError`` for what it never holds."""
+    kind = list if positions is None else dict
+    if not isinstance(edges, kind) or not all(isinstance(edge, str) for edge in edges):
+        raise ValueError(f"its edges are no {kind.__name__} of names")
+    if positions is None:
+        return graph.mask(edges)
+    most = min(MOST_POSITIONS, MOST_PLACES // graph.exists.size)
+    positions = whole_number("positions", positions, 1, most)
+    mask = np.zeros((*graph.exists.shape, positions), bool)
+    for edge, at in edges.items():
+        for position in at:
+            mask[graph.place(edge)][whole_number("position", position, 0, positions - 1)] = True
+    return mask
 
 
 def graph_of(model: Model | Config | Graph) -> Graph:
@@ -262,7 +278,12 @@ def from_mib(graph: Graph, edges: dict[str, Any]) -> np.ndarray:
     size = graph.config.n_heads // graph.config.n_kv_heads
     out = np.zeros(graph.exists.shape, bool)
     for name, entry in edges.items():
-        if not (entry["in_graph"] if isinstance(entry, dict) else entry):
+        kept = entry["in_graph"] if isinstance(entry, dict) else entry
+        if not isinstance(kept, bool):
+            raise ValueError(
+                f"{name!r:.40} is in the circuit: {kept!r:.40}, expected true or false"
+            )
+        if not kept:
             continue
         if name.endswith(("<k>", "<v>")):
             stem, number = name[:-3].rsplit(".h", 1)

@@ -19,9 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.model import Config, Rotary
 from jaxinterp.results import fingerprint
+from jaxinterp.sae.dictionary import DictionaryConfig
 
 PACKAGE = "jaxinterp."
+ROOMS = ("algorithmic", "interventions", "metrics", "model", "tasks")  # whose functions are kept
 
 
 def held(tree: Any) -> Any:
@@ -55,9 +58,9 @@ def to_plain(value: Any, arrays: dict[str, Any] | None = None) -> Any:
         return {"tuple": [to_plain(item, arrays) for item in value]}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: to_plain(item, arrays) for key, item in value.items()}}
-    if isinstance(value, FunctionType) and _is_own(value):
+    if _is_own(value) and _is_ready_function(value):
         return {"function": _name(value)}
-    if dataclasses.is_dataclass(value) and _is_own(type(value)):
+    if _is_own(type(value)) and _is_value(type(value)):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
         inside = {name: to_plain(getattr(value, name), arrays) for name in fields}
         return {"class": _name(type(value)), "fields": inside}
@@ -88,9 +91,9 @@ def from_plain(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         case {"dict": dict(items)}:
             return {key: from_plain(item, arrays) for key, item in items.items()}
         case {"function": str(name)}:
-            return _find(name, "function", lambda found: isinstance(found, FunctionType))
+            return _find(name, "function", _is_ready_function)
         case {"class": str(name), "fields": dict(fields)}:
-            cls = _find(name, "class", _is_dataclass)
+            cls = _find(name, "class", _is_value)
             try:
                 return cls(**{key: from_plain(item, arrays) for key, item in fields.items()})
             except TypeError as error:  # fields of another version
@@ -136,11 +139,20 @@ def _key(array: np.ndarray) -> str:
 
 
 def _is_own(kind: Any) -> bool:
-    return f"{kind.__module__}.".startswith(PACKAGE) and kind.__qualname__.isidentifier()
+    module, name = getattr(kind, "__module__", None), getattr(kind, "__qualname__", "")
+    return f"{module}.".startswith(PACKAGE) and name.isidentifier()
 
 
-def _is_dataclass(found: Any) -> bool:
-    return isinstance(found, type) and dataclasses.is_dataclass(found)
+def _is_value(found: Any) -> bool:
+    """A class of numbers (a pytree) or of a description beside them: making one does no more."""
+    described = found in (Config, Rotary, DictionaryConfig)
+    return isinstance(found, type) and (described or "_flax_dataclass" in vars(found))
+
+
+def _is_ready_function(found: Any) -> bool:
+    """A function of numbers: those of other rooms may read and write files."""
+    room = getattr(found, "__module__", "").removeprefix(PACKAGE).split(".")[0]
+    return isinstance(found, FunctionType) and room in ROOMS
 
 
 def _name(kind: Any) -> str:

@@ -75,7 +75,7 @@ def _load_own(path: Path) -> TunedLens | JacobianLens:
     described = read_json(path / DESCRIPTION)
     kind = KINDS.get(str(described.get("kind")))
     if kind is None:
-        raise LoadError(f"{path} holds a {described.get('kind')!r}, expected {list(KINDS)}.")
+        raise LoadError(f"{path} holds a {described.get('kind')!r:.80}, expected {list(KINDS)}.")
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             held = checkpointer.metadata(path / "arrays").item_metadata.tree
@@ -108,12 +108,23 @@ def _load_common(path: Path) -> TunedLens:
     kind, n_layers = config.get("lens_type"), config.get("num_hidden_layers")
     if kind not in ("linear_tuned_lens", None) or not isinstance(n_layers, int):
         raise LoadError(
-            f"{path} is a {kind!r} of {n_layers!r} layers, expected a 'linear_tuned_lens'."
+            f"{path} is a {kind!r:.80} of {n_layers!r:.80} layers, expected a 'linear_tuned_lens'."
+        )
+    if not 2 * n_layers == len(tensors) > 0:
+        raise LoadError(
+            f"{path / 'params.pt'} has {len(tensors)} tensors, expected a weight and a bias for "
+            f"each of {n_layers} layers."
         )
     names = [f"{layer}.{what}" for layer in range(n_layers) for what in ("weight", "bias")]
     missing = [name for name in names if name not in tensors]
     if missing:
         raise LoadError(f"{path / 'params.pt'} lacks {missing[0]} (and {len(missing) - 1} more).")
-    W = np.stack([tensors[name].T for name in names[::2]])
-    b = np.stack([tensors[name] for name in names[1::2]])
+    shapes = {tensors[name].shape for name in names[::2]}, {tensors[n].shape for n in names[1::2]}
+    width = config.get("d_model")
+    if shapes != ({(width, width)}, {(width,)}):
+        raise LoadError(f"{path / 'params.pt'} has tensors of {shapes}, expected d_model={width}.")
+    W = np.stack([tensors[name].T for name in names[::2]]).astype(np.float32)
+    b = np.stack([tensors[name] for name in names[1::2]]).astype(np.float32)
+    if not np.isfinite(W).all() or not np.isfinite(b).all():
+        raise LoadError(f"{path / 'params.pt'} has values that are not finite.")
     return TunedLens(jnp.asarray(W), jnp.asarray(b))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,9 @@ from jaxinterp.loading.shipped import (
     weights_folder,
 )
 from jaxinterp.loading.shipped import shipped as shipped_names
+from jaxinterp.loading.weights import refuse_adapters
 from jaxinterp.model import Model
-from jaxinterp.reading import LoadError
+from jaxinterp.reading import LoadError, regular_file
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
@@ -53,6 +55,7 @@ def load(
     dtype: Any = jnp.float32,
     mesh: Mesh | None = None,
     revision: str | None = None,
+    ignore_keys: Collection[str] = (),
 ) -> tuple[Model, Tokenizer | None]:
     """A model and its tokenizer (None where the files hold none).
 
@@ -60,7 +63,8 @@ def load(
     file, a folder written by `save` or `ship`, or a hub id such as ``"EleutherAI/pythia-70m"``.
     dtype: of the parameters. mesh: where they are laid out, split over its axis "model".
     revision: a branch, tag or commit of the hub; ``"step-<n>"`` of a shipped model, as it was
-    after n steps of training (`card` lists which are kept).
+    after n steps of training (`card` lists which are kept). ignore_keys: unknown keys of
+    config.json to pass over, which are refused otherwise, since they may change the computation.
 
     ``model.revision`` is the hub's commit, or the SHA-256 of the weight files. Raises
     `LoadError` for anything unknown, missing, corrupted or unsupported.
@@ -68,15 +72,26 @@ def load(
     if not jnp.issubdtype(dtype, jnp.floating):
         raise LoadError(f"dtype={dtype!r} is no floating-point type: expected e.g. jnp.float32.")
     if (folder := find(name)) is not None:
+        _no_keys(ignore_keys, folder)
         return load_shipped(folder, dtype, mesh, revision)
     path, label, commit = _locate(os.fspath(name), revision)
+    if path.is_file() or (path / DESCRIPTION).exists():
+        _no_keys(ignore_keys, path)
     if path.is_file():
         from jaxinterp.loading.gguf import load_gguf
 
         return load_gguf(path, dtype, mesh, label, commit)
     if (path / DESCRIPTION).exists():
         return load_checkpoint(path, dtype, mesh)
-    return load_folder(path, dtype, mesh, label, commit)
+    return load_folder(path, dtype, mesh, label, commit, ignore_keys)
+
+
+def _no_keys(ignore_keys: Collection[str], path: Path) -> None:
+    if ignore_keys:
+        raise LoadError(
+            f"ignore_keys={tuple(ignore_keys)!r} applies to folders with config.json; {path} is "
+            "read without one."
+        )
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:
@@ -92,11 +107,15 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:
         return folder, name, commit
     if not path.exists():
         raise LoadError(f"{path} does not exist: expected a model folder or a .gguf file.")
+    if not path.is_dir():
+        regular_file(path)
     if path.is_file() and path.suffix != ".gguf":
         raise LoadError(
             f"{path} is a {path.suffix or 'nameless'} file: give a .gguf file, or the folder "
-            "that holds config.json and the safetensors."
+            "that holds config.json and the weights."
         )
+    if path.is_dir() and not (path / DESCRIPTION).exists():
+        refuse_adapters(path)  # also one that lies there alone
     if path.is_dir() and not any((path / f).exists() for f in (DESCRIPTION, "config.json")):
         raise LoadError(f"{path} holds neither config.json nor {DESCRIPTION}: it is no model.")
     return path, path.absolute().stem if path.is_file() else path.absolute().name, None

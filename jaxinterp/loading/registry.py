@@ -215,6 +215,15 @@ def fetch(name: str, progress: bool = True) -> Path:
     return folder / model.files[0].name if len(model.files) == 1 else folder
 
 
+def is_cached(name: str) -> bool:
+    """Whether all files of a built-in model or text are there, so that `fetch` downloads nothing.
+
+    Raises ``KeyError`` for a name that is not built in.
+    """
+    folder = cache_dir() / name
+    return all(_checked(folder / file.name, file) for file in (BUILT_IN | TEXTS)[name].files)
+
+
 def _checked(path: Path, file: File) -> bool:
     """Whether the cached file is the expected one; its full hash is taken once."""
     if not path.exists() or path.stat().st_size != file.size:

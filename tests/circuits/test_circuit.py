@@ -135,7 +135,7 @@ def test_the_mib_format_of_others_is_read(tmp_path):
 def test_bad_files_and_names(tmp_path):
     bad = tmp_path / "bad.json"
     bad.write_text("{")
-    with pytest.raises(ValueError, match="not a circuit file"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         Circuit.load(bad, LLAMA)
     path = random_circuit(0).save(tmp_path / "c.json")
     with pytest.raises(ValueError, match="n_layers 3, this one has 5"):
