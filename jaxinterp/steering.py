@@ -175,12 +175,13 @@ def continuations(
 ) -> xr.Dataset:
     """Steered continuations and how fluent the model itself finds them.
 
-    One generation per coefficient (the same program). apply, sampling: as in `generate`. norms:
-    the unit of the coefficients, default `mean_norms` of these prompts.
+    One generation per coefficient (the same program). apply, sampling: as in `generate`; with a
+    tokenizer its ``ends`` stop a text unless ``stop`` is given. norms: the unit of the
+    coefficients, default `mean_norms` of these prompts.
 
-    Returns dims (coefficient, prompt, new): ``token``; and (coefficient, prompt): ``loss``, the
-    mean loss in nats of the new tokens under the model without steering (the log of their
-    perplexity), with a tokenizer ``text``.
+    Returns dims (coefficient, prompt, new): ``token``, -1 after a text's end; and (coefficient,
+    prompt): ``loss``, the mean loss in nats of the new tokens under the model without steering
+    (the log of their perplexity), with a tokenizer ``text``.
 
     Raises ``ValueError`` for a layer that does not exist, and as `generate` does.
     """
@@ -191,20 +192,22 @@ def continuations(
     norms = mean_norms(model, tokens, direction.site) if norms is None else np.asarray(norms)
     layer = whole_number("layer", layer, 0, len(norms) - 1)
     unit = direction.unit.vector if direction.vector.ndim == 1 else direction.unit.vector[layer]
-    new, losses = [], []
+    if tokenizer is not None:
+        sampling = {"stop": tokenizer.ends or None, **sampling}
+    new, losses, texts = [], [], []
     for coefficient in coefficients:
         edit = add(
             direction.site, (coefficient * norms[layer] * unit).astype(np.float32), layer=layer
         )
         made = generate(model, tokens, n_new, interventions=edit, apply=apply, **sampling)
-        new.append(np.asarray(made.new))
+        new.append(made.kept())
+        texts.append([] if tokenizer is None else made.texts(tokenizer))
         losses.append(np.asarray(_loss_of_new(model, made.tokens, n_new=n_new)))
     data: dict[str, Any] = {
         "token": (("coefficient", "prompt", "new"), np.stack(new)),
         "loss": (("coefficient", "prompt"), np.stack(losses)),
     }
     if tokenizer is not None:
-        texts = [[tokenizer.decode(row.tolist()) for row in each] for each in new]
         data["text"] = (("coefficient", "prompt"), np.asarray(texts, object))
     coords = {"coefficient": list(coefficients), "prompt": np.arange(len(tokens))}
     attrs = claim(

@@ -8,6 +8,7 @@ prompt is one (prefix, suffix) of token ids that shows in its repr.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -18,15 +19,16 @@ from typing import Any, Literal
 import numpy as np
 import tokenizers
 
+from jaxinterp.checks import whole_number
 from jaxinterp.files import whole, writable_folder
 from jaxinterp.model.inputs import Tokens, as_tokens
+from jaxinterp.reading import damage_refused
+from jaxinterp.tokenizer_files import POLICY, Template, read_folder
 
 __all__ = ["Tokenizer", "Tokens", "as_tokens"]
 
 Padding = Literal["right", "left", "none"]
-Template = tuple[tuple[int, ...], tuple[int, ...]]
-
-_POLICY = "jaxinterp_tokenizer.json"  # beside tokenizer.json: what `save` adds
+LARGEST = 2**31 - 1  # id of a token: ids are int32
 
 
 class Tokenizer:
@@ -35,7 +37,8 @@ class Tokenizer:
     backend: a ``tokenizers.Tokenizer``; its post-processor, truncation and padding are never
     used. bos, eos, pad: token ids, where the model has them. add_bos: whether prompts begin
     with ``bos``. template: (prefix, suffix) ids around every prompt, for models that need
-    more than that (BERT: ``((cls,), (sep,))``); its prefix, if any, stands for the BOS.
+    more than that (BERT: ``((cls,), (sep,))``); its prefix, if any, stands for the BOS. ends:
+    all ids that end a text, for ``generate(stop=)`` (default: ``eos``, where there is one).
 
     A prompt that already begins with the prefix (or ends with the suffix) gets no second one.
 
@@ -51,6 +54,7 @@ class Tokenizer:
         pad: int | None = None,
         add_bos: bool = False,
         template: Template = ((), ()),
+        ends: Sequence[int] | None = None,
         name: str = "",
     ):
         if backend.truncation or backend.padding:  # the caller's own stays as it is
@@ -59,6 +63,8 @@ class Tokenizer:
             backend.no_padding()
         self.backend, self.name = backend, name
         self.bos, self.eos, self.pad = bos, eos, pad
+        given = ([] if eos is None else [eos]) if ends is None else ends
+        self.ends = tuple(whole_number("ends", i) for i in given)
         prefix, suffix = (tuple(int(i) for i in part) for part in template)
         if add_bos and not prefix:
             prefix = self._bos_prefix()
@@ -91,6 +97,8 @@ class Tokenizer:
 
         parts = [repr(self.name), f"vocab_size={self.vocab_size}"]
         parts += [f"{k}={show(i)}" for k in ("bos", "eos") if (i := getattr(self, k)) is not None]
+        if self.ends not in ((), (self.eos,)):
+            parts.append(f"ends={show(*self.ends)}")
         parts.append(f"add_bos={self.add_bos}")
         if self.prefix not in ((), (self.bos,)):
             parts.append(f"prefix={show(*self.prefix)}")
@@ -99,7 +107,7 @@ class Tokenizer:
         return f"Tokenizer({', '.join(parts)})"
 
     def _policy(self) -> dict[str, Any]:
-        return {k: getattr(self, k) for k in ("bos", "eos", "pad", "template", "name")}
+        return {k: getattr(self, k) for k in ("bos", "eos", "pad", "template", "ends", "name")}
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
@@ -199,13 +207,24 @@ class Tokenizer:
     def decode(self, ids: Any) -> str:
         """The text of ids [P] (or of one id), special tokens included.
 
-        Raises ``ValueError`` for an id that is not in the vocabulary.
+        An id beyond the vocabulary, which models have where theirs is padded, reads
+        ``<unused 50300>`` as in `str_tokens`. Raises ``ValueError`` for ids that are negative (as
+        padding's may be) or no integers.
         """
-        ids = np.asarray(ids).reshape(-1).tolist()
-        bad = [i for i in ids if not self._known(i)]
-        if bad:
-            raise ValueError(f"{bad[0]} is not a token id: the vocabulary has {self.vocab_size}.")
-        return self.backend.decode(ids, skip_special_tokens=False)
+        ids = np.asarray(ids)
+        if ids.size and not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(f"decode got {ids.dtype}{list(ids.shape)}, expected integer ids.")
+        known: list[int] = []
+        text = shown = ""
+        for real, group in itertools.groupby(ids.reshape(-1).tolist(), self._known):
+            if not real:
+                text += "".join(map(self._token, group))
+                continue
+            known += group  # what a token reads as depends on those before it
+            so_far = self.backend.decode(known, skip_special_tokens=False)
+            text += so_far.removeprefix(shown)
+            shown = so_far
+        return text
 
     def str_tokens(self, text_or_ids: Any, *, add_bos: bool | None = None) -> list[str]:
         """Each token's own text, one string per position.
@@ -310,93 +329,35 @@ class Tokenizer:
     def from_folder(cls, path: str | os.PathLike[str], *, name: str = "") -> Tokenizer:
         """The tokenizer of a model folder as Hugging Face or `save` lays it out.
 
-        Reads tokenizer.json, or GPT-2's vocab.json and merges.txt. The policy is the one
-        `save` wrote, or else what the folder's post-processor would add, with
-        ``add_bos_token`` and ``add_eos_token`` of tokenizer_config.json overruling it.
+        Reads tokenizer.json, or vocab.json and merges.txt as the class that tokenizer_config.json
+        (or config.json) names splits text, or BERT's vocab.txt; with them added_tokens.json,
+        special_tokens_map.json and ``added_tokens_decoder``, whose tokens are never cut up.
 
-        Raises ``FileNotFoundError`` when the folder holds neither layout.
+        What is put around a prompt is what `save` wrote, or follows transformers 5.24:
+        tokenizer.json's post-processor rules, and ``add_bos_token`` and ``add_eos_token`` of
+        tokenizer_config.json are without effect beside a tokenizer.json, even one without a
+        post-processor. They rule where there are vocab.json and merges.txt. Two classes differ:
+        GPTNeoXTokenizer adds nothing to a tokenizer.json, BertTokenizer always its [CLS] and [SEP].
+
+        Raises ``FileNotFoundError`` when the folder holds no tokenizer, and
+        `jaxinterp.loading.LoadError` for files that are damaged, do not fit each other, or are of
+        a layout that is not read (such as SentencePiece's tokenizer.model alone).
         """
         folder = Path(path)
-        backend = _read_backend(folder)
-        policy = _read_json(folder / _POLICY)
-        if policy:
-            policy["name"] = name or policy["name"]
+        with damage_refused(path, "a folder with a tokenizer's files", "Download them again."):
+            backend, policy = read_folder(folder)
+            if (largest := max(backend.get_vocab().values(), default=0)) > LARGEST:
+                raise ValueError(f"a token has the id {largest}, expected at most {LARGEST}")
+            policy["name"] = name or policy.get("name", folder.resolve().name)
             return cls(backend, **policy)
-        files = ("config", "generation_config", "special_tokens_map", "tokenizer_config")
-        config: dict[str, Any] = {}
-        for file in files:  # the later, the closer to the tokenizer
-            config |= _read_json(folder / f"{file}.json")
-
-        def id_of(kind: str) -> int | None:
-            token, index = config.get(f"{kind}_token"), config.get(f"{kind}_token_id")
-            if token is not None:
-                return backend.token_to_id(token["content"] if isinstance(token, dict) else token)
-            first = index[0] if isinstance(index, list) and index else index
-            return first if isinstance(first, int) and backend.id_to_token(first) else None
-
-        bos, eos, pad = id_of("bos"), id_of("eos"), id_of("pad")
-        if not config:  # GPT-2's two files alone
-            bos = eos = backend.token_to_id("<|endoftext|>")
-        prefix, suffix = _added_by_backend(backend)
-        template = (
-            _overrule(config.get("add_bos_token"), prefix, bos),
-            _overrule(config.get("add_eos_token"), suffix, eos),
-        )
-        name = name or folder.resolve().name
-        return cls(backend, bos=bos, eos=eos, pad=pad, template=template, name=name)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a folder that `from_folder` reads back to an equal tokenizer."""
         folder = writable_folder(path)
         policy = json.dumps(self._policy(), indent=2) + "\n"
-        for file, text in {"tokenizer.json": self.backend.to_str(), _POLICY: policy}.items():
+        for file, text in {"tokenizer.json": self.backend.to_str(), POLICY: policy}.items():
             with whole(folder / file) as part:
                 part.write_text(text, encoding="utf-8")
-
-
-def _overrule(flag: bool | None, given: tuple[int, ...], token: int | None) -> tuple[int, ...]:
-    """The ids on one side of a prompt, once the configuration has had its say."""
-    if flag and not given and token is not None:
-        return (token,)
-    return () if flag is False and given == (token,) else given
-
-
-def _added_by_backend(backend: tokenizers.Tokenizer) -> Template:
-    """The (prefix, suffix) that a post-processor of any kind adds, found by asking it."""
-    if backend.post_processor is None:
-        return (), ()
-    backend = tokenizers.Tokenizer.from_str(backend.to_str())
-    backend.no_padding()
-    backend.no_truncation()
-    for probe in ("a", *sorted(backend.get_vocab())):
-        if backend.encode(probe, add_special_tokens=False).ids:
-            break
-    encoding = backend.encode(probe)
-    real = [i for i, special in enumerate(encoding.special_tokens_mask) if not special]
-    return tuple(encoding.ids[: real[0]]), tuple(encoding.ids[real[-1] + 1 :])
-
-
-def _read_backend(folder: Path) -> tokenizers.Tokenizer:
-    whole, vocab, merges = (folder / f for f in ("tokenizer.json", "vocab.json", "merges.txt"))
-    if whole.exists():
-        try:
-            return tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))
-        except Exception as error:  # the backend raises bare Exception
-            raise ValueError(f"{whole} is not a tokenizer file: {error}") from error
-    if not (vocab.exists() and merges.exists()):
-        raise FileNotFoundError(
-            f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt."
-        )
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    if backend.token_to_id("<|endoftext|>") is not None:
-        backend.add_special_tokens(["<|endoftext|>"])
-    return backend
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -167,9 +167,12 @@ def continuations(
         some = texts[:: len(texts) // len(TESTED)]
         tokens = tokenizer(some)
         edit = known.moved(end(tokens), layer, sign)
-        made = [np.asarray(ji.generate(model, tokens, 16, interventions=e).new) for e in ((), edit)]
+        made = [
+            ji.generate(model, tokens, 16, interventions=e, stop=tokenizer.ends).texts(tokenizer)
+            for e in ((), edit)
+        ]
         for i, text in enumerate(some):
-            said = (f"`{tokenizer.decode(new[i].tolist())!r}`" for new in made)
+            said = (f"`{new[i]!r}`" for new in made)
             request = text.splitlines()[1].removesuffix("<|im_end|>")
             rows.append([f"`{request}`", name, *said])
     return mechanism.table(["request", "moved", "without", "with"], rows)

@@ -101,7 +101,11 @@ TINY: dict[str, tuple[str, dict[str, Any], str]] = {
     "gptj": ("GPTJConfig", {**OLD_SIZES, "n_head": 2, "rotary_dim": 4}, "GPTJForCausalLM"),
     "opt": (
         "OPTConfig",
-        {**SIZES, "ffn_dim": 24, "word_embed_proj_dim": 16},
+        {
+            **{key: value for key, value in SIZES.items() if key != "intermediate_size"},
+            "ffn_dim": 24,
+            "word_embed_proj_dim": 16,
+        },
         "OPTForCausalLM",
     ),
     "llama": (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.special
 from small_models import DIFF, PROMPTS, small_model
+from tiny_tokenizers import word_tokenizer
 
 import jaxinterp as ji
 from jaxinterp import steering
@@ -88,6 +89,22 @@ def test_continuations_and_their_loss():
     np.testing.assert_allclose(found.loss.sel(coefficient=2.0), expected, atol=1e-4)
 
 
+def test_continuations_end_with_their_text():
+    """Padding after an end is no token: nothing of it is decoded, and a list of ends counts."""
+    model, tokenizer = small_model("llama"), word_tokenizer()
+    free = ji.generate(model, PROMPTS, 6)
+    ends = sorted({int(free.new[0, 1]), int(free.new[1, 2])})
+    tokenizer.ends = tuple(ends)
+    found = steering.continuations(model, PROMPTS, ONE, 1, (0.0,), 6, tokenizer=tokenizer)
+    made = ji.generate(model, PROMPTS, 6, stop=ends)
+    assert (made.lengths < 6).any()
+    for i, row in enumerate(np.asarray(free.new)):
+        n = int(made.lengths[i])
+        assert n == next((j + 1 for j, token in enumerate(row) if token in ends), 6)
+        np.testing.assert_array_equal(found.token[0, i], [*row[:n], *[-1] * (6 - n)])
+        assert found.text[0, i] == tokenizer.decode(row[:n]) == made.texts(tokenizer)[i]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -100,7 +117,7 @@ def test_continuations_and_their_loss():
         ),
         ({"directions": {"a": Direction(np.ones(8), "z")}}, "not of the stream's shape"),
         ({"norms": np.ones(2)}, r"expected finite \[3\]"),
-        ({"layers": [3]}, "layers from 0 to 2"),
+        ({"layers": [3]}, "layers=3, expected .* from 0 to 2"),
     ],
 )
 def test_bad_input(options, message):

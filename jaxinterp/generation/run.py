@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import MANY, whole_number
 from jaxinterp.generation.reach import Apply, check_interventions, foresee
 from jaxinterp.generation.sampling import Sampling, as_sampling, choose
 from jaxinterp.metrics.arguments import is_concrete
@@ -58,6 +59,16 @@ class Generated(struct.PyTreeNode):
     def new(self) -> jax.Array:
         """int [B N]: the ids of the new tokens; the padding's after a stop token."""
         return self.tokens.ids[..., -self.log_probs.shape[-1] :]
+
+    def texts(self, tokenizer: Any) -> list[str]:
+        """The text of each prompt's new tokens, a stop token included, padding left out."""
+        rows = zip(np.asarray(self.new), np.asarray(self.lengths), strict=True)
+        return [tokenizer.decode(row[:n].tolist()) for row, n in rows]
+
+    def kept(self) -> np.ndarray:
+        """int [B N]: the ids of the new tokens, -1 after a stop token."""
+        places = np.arange(self.log_probs.shape[-1])
+        return np.where(places < np.asarray(self.lengths)[:, None], np.asarray(self.new), -1)
 
 
 class State(struct.PyTreeNode):
@@ -259,8 +270,7 @@ def check_prompts(model: Model, tokens: Tokens, n_new: int) -> None:
             f"{model.name} has no unembedding (config.head is 'none'), and generation needs "
             "logits. Load a checkpoint with a language-model head."
         )
-    if not isinstance(n_new, (int, np.integer)) or n_new < 1:
-        raise ValueError(f"n_new={n_new!r}, expected a whole number of at least 1.")
+    whole_number("n_new", n_new, 1, MANY)
     if c.positions == "learned" and length + n_new > c.n_ctx:
         raise ValueError(
             f"{length} columns of prompts and {n_new} new tokens make {length + n_new}; this "

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.generation import generate
 from jaxinterp.grid_runs import recorded
 from jaxinterp.interventions import replace
@@ -40,13 +41,15 @@ def patchscope(
     both, every pair is run. n_new: tokens to generate, greedily.
 
     Returns a Dataset with dims (layer, into_layer where given, prompt, new): ``token`` and its
-    ``log_prob``; with a tokenizer also ``text`` without the last dim.
+    ``log_prob``; with a tokenizer also ``text`` without the last dim. A text ends with one of the
+    tokenizer's ``ends``; ``token`` is -1 after it, ``log_prob`` 0.
 
     Raises ``ValueError`` for positions or layers out of range, and prompts that do not match.
     """
     import xarray as xr
 
     source, target = as_tokens(source), as_tokens(target)
+    n_new = whole_number("n_new", n_new, 1)
     if len(target) == 1 and len(source) > 1:
         target = target[np.zeros(len(source), int)]
     if len(target) != len(source):
@@ -60,12 +63,16 @@ def patchscope(
     others = None if into_layers is None else layers_in(c.n_layers, into_layers, "into_layers")
     stream = recorded(model, source, sites=("resid_pre",))["resid_pre"]
     values = np.asarray(stream[:, rows, np.asarray(from_where)])  # [L B D]
-    tokens, log_probs = [], []
+    ends = () if tokenizer is None else tokenizer.ends
+    tokens, log_probs, texts = [], [], list[str]()
     for layer in given:
         for put in [layer] if others is None else others:
             edit = replace("resid_pre", values[layer][:, None], layer=put, position=places)
-            found = generate(model, target, n_new, interventions=edit, apply="prompt")
-            tokens.append(np.asarray(found.new))
+            found = generate(
+                model, target, n_new, interventions=edit, apply="prompt", stop=ends or None
+            )
+            tokens.append(found.kept())
+            texts += [] if tokenizer is None else found.texts(tokenizer)
             log_probs.append(np.asarray(found.log_probs))
     dims = ("layer", *(() if others is None else ("into_layer",)), "prompt", "new")
     shape = (len(given), *(() if others is None else (len(others),)), len(source), n_new)
@@ -74,7 +81,6 @@ def patchscope(
         "log_prob": (dims, np.stack(log_probs).reshape(shape)),
     }
     if tokenizer is not None:
-        texts = [tokenizer.decode(row.tolist()) for row in np.concatenate(tokens)]
         data["text"] = (dims[:-1], np.asarray(texts, object).reshape(shape[:-1]))
     coords = {"layer": given, "prompt": rows} | ({} if others is None else {"into_layer": others})
     attrs = claim(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from safetensors.numpy import load_file, save_file
 from jaxinterp.loading import LoadError, load
 from jaxinterp.loading import transforms as t
 from jaxinterp.loading.families import family_of
+from jaxinterp.loading.torch_file import write_torch
 from jaxinterp.model import Config, Rotary
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -75,13 +77,18 @@ def test_old_gemma3():
     assert config(old) == config(new)
     kinds, per_layer = config(new).rotary, config(new).rotary_kind
     assert [kinds[kind].theta for kind in per_layer] == [50.0, 1000.0, 50.0]
-    patterned = {**without(old, "layer_types"), "sliding_window_pattern": 2}
+    unnamed = without(old, "layer_types", "_sliding_window_pattern")
+    patterned = {**unnamed, "sliding_window_pattern": 2}
     assert config(patterned).windows == (4, 0, 4)
 
 
 def test_windows_of_each_family():
     assert config(golden_config("qwen2")).windows == (0, 4, 4)
-    assert config({**golden_config("qwen2"), "use_sliding_window": False}).windows == ()
+    unused = {**golden_config("qwen2"), "use_sliding_window": False}
+    assert config(without(unused, "layer_types")).windows == ()
+    with pytest.raises(LoadError, match="no sliding_window is in use"):
+        config(unused)
+    assert config(without(golden_config("qwen2"), "sliding_window")).windows == (0, 4096, 4096)
     assert config(golden_config("mistral_bf16")).windows == (4, 4, 4)
     assert config({**golden_config("mistral_bf16"), "sliding_window": None}).windows == ()
     assert config(without(golden_config("gemma2"), "layer_types")).windows == (4, 0, 4)
@@ -212,8 +219,32 @@ def test_the_hub_gives_name_and_commit(monkeypatch, tmp_path):
     model, _ = load("someone/gpt2-tiny", revision="v1")
     assert (model.name, model.revision) == ("someone/gpt2-tiny", commit)
     assert (asked["repository"], asked["revision"]) == ("someone/gpt2-tiny", "v1")
-    assert not any(pattern.endswith((".bin", "*", "*.safetensors")) and "model-" not in pattern
-                   for pattern in asked["allow_patterns"])  # fmt: skip
+    assert not any(fnmatch("pytorch_model.bin", pattern) for pattern in asked["allow_patterns"])
+    for file in ("model-00001-of-00002.safetensors", "adapter_config.json", "added_tokens.json"):
+        assert any(fnmatch(file, pattern) for pattern in asked["allow_patterns"])
+    assert not any(fnmatch("consolidated.safetensors", p) for p in asked["allow_patterns"])
+
+
+def test_the_hub_gives_pytorch_files_where_there_are_no_safetensors(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    commit, asked = "0123456789abcdef0123456789abcdef01234567", []
+    shutil.copytree(GOLDENS / "gpt2", tmp_path / commit)
+    tensors = load_file(tmp_path / commit / "model.safetensors")
+    (tmp_path / commit / "model.safetensors").unlink()
+
+    def snapshot(repository, revision, allow_patterns):
+        asked.append((revision, allow_patterns))
+        if len(asked) == 2:
+            write_torch(tmp_path / commit / "pytorch_model.bin", tensors)
+        return str(tmp_path / commit)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    model, _ = load("someone/gpt2-tiny")
+    ours, theirs = model.params, load(GOLDENS / "gpt2")[0].params
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert [revision for revision, _ in asked] == [None, commit]
+    assert any(fnmatch("pytorch_model-00001-of-00002.bin", p) for p in asked[1][1])
 
 
 # Transforms

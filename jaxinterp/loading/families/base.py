@@ -3,36 +3,75 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 from jaxinterp.loading import transforms as t
-from jaxinterp.model import Config, Rotary
+from jaxinterp.loading.families.keys import Json, Keys
+from jaxinterp.model import Config
 from jaxinterp.reading import LoadError
 
-Json = Mapping[str, Any]
 Rule = tuple[str, t.Transform]  # the source tensor ("{}": its layer), and what is done to it
 Rules = dict[str, Rule]  # by the leaf it fills, as "blocks.attn.W_Q"
+Values = dict[str, Any]  # every used key of config.json, with its value or its default
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One row of the table of architectures.
 
-    model_types: the ``model_type`` values of config.json it reads. config: from config.json
-    to `Config`. rules: which tensor fills which leaf; rules of leaves that a config lacks
-    are passed over. renames: (pattern, replacement) pairs by which a checkpoint may name the
-    same tensors. ignored: regular expressions of tensors that hold no parameter of the
-    language model (buffers, other heads).
+    model_type: the value of config.json that it reads. keys: what else config.json may say.
+    build: from the used keys and ``architectures`` to `Config`. models: the classes of the
+    reference that have this head. bases: those without any. rules: which tensor fills which leaf;
+    rules of leaves that a config lacks are passed over. ties: (tensor, the one it is the same as)
+    in models whose ``tie_word_embeddings`` is true. renames: (pattern, replacement) pairs by which
+    a checkpoint may name the same tensors. ignored: (regular expression, reason) of tensors that
+    hold no parameter of the language model.
     """
 
-    model_types: tuple[str, ...]
-    config: Callable[[Json], Config]
+    model_type: str
+    keys: Keys
+    build: Callable[[Values, tuple[str, ...]], Config]
+    models: tuple[str, ...]
+    bases: tuple[str, ...]
     rules: Rules
+    ties: tuple[tuple[str, str], ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[tuple[str, str], ...] = ()
+
+    def config(self, json: Json, ignore: Collection[str] = ()) -> Config:
+        """Our config from Hugging Face's ``config.json``.
+
+        ignore: unknown keys that are passed over. Raises `LoadError` for a key that is unknown,
+        has a value that is not supported, or is missing, and for a class with another head.
+        """
+        values = self.keys.read(json, ignore)
+        try:
+            return self.build(values, self._architectures(json))
+        except LoadError:
+            raise
+        except ValueError as error:
+            raise LoadError(
+                f"config.json of this {self.model_type} model describes no model: {error}"
+            ) from error
+
+    def _architectures(self, json: Json) -> tuple[str, ...]:
+        given = json.get("architectures") or []
+        known = (*self.models, *self.bases)
+        for name in given if isinstance(given, list) else [given]:
+            if name not in known:
+                raise LoadError(
+                    f"The architecture {name!r} of this {self.model_type} model is not supported: "
+                    f"expected one of {', '.join(known)}. Its head is of another kind; to read "
+                    f"the transformer alone, save it as {self.bases[0]}."
+                )
+        return tuple(given)
+
+    def only_base(self, json: Json) -> bool:
+        """Whether config.json says that the file was written without a head."""
+        given = json.get("architectures") or []
+        return bool(given) and all(name in self.bases for name in given)
 
     def spellings(self, name: str) -> list[str]:
         """The names under which a checkpoint may hold a tensor, the usual one first."""
@@ -43,7 +82,7 @@ class Family:
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor holds no parameter of the language model."""
-        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+        return any(re.fullmatch(pattern, name) for pattern, _ in self.ignored)
 
 
 ACTIVATIONS = {
@@ -68,84 +107,17 @@ def activation(name: str) -> Any:
     return ACTIVATIONS[name]
 
 
-def need(json: Json, key: str) -> Any:
-    """A value that config.json must hold."""
-    if json.get(key) is None:
+def split(width: int, heads: int, model_type: str) -> int:
+    """The size of a head where the heads share the stream's width."""
+    if width % heads:
         raise LoadError(
-            f"config.json of this {json.get('model_type')} model lacks {key!r}: "
-            "download the file again or write the value into it."
+            f"config.json of this {model_type} model shares a width of {width} among {heads} "
+            "heads, which does not come out even: correct it."
         )
-    return json[key]
+    return width // heads
 
 
-def refuse(json: Json, key: str, default: Any, why: str) -> None:
-    """An option that must be at its default."""
-    value = json.get(key, default)
-    if value != default and not (value is None and not default):
-        raise LoadError(
-            f"{key}={value!r} of this {json.get('model_type')} model is not supported "
-            f"({why}); expected {default!r}. Choose another checkpoint."
-        )
-
-
-def rotary(json: Json, d_head: int, layer_type: str = "") -> Rotary:
-    """The rotary kind of one type of layer, in the layouts of transformers 4 and 5."""
-    given = json.get("rope_parameters") or {}
-    p: dict[str, Any] = dict(given.get(layer_type) or given)
-    p = p or dict(json.get("rope_scaling") or {})
-    if any(isinstance(value, dict) for value in p.values()):
-        raise LoadError(
-            f"rope_parameters of this {json.get('model_type')} model has {', '.join(p)} but not "
-            f"the layer type {layer_type or 'full_attention'!r}: check config.json."
-        )
-    theta = float(p.get("rope_theta") or json.get("rope_theta") or 10_000.0)
-    fraction = p.get("partial_rotary_factor") or json.get("partial_rotary_factor") or 1.0
-    kind = p.get("rope_type", p.get("type", "default"))
-    context = json.get("original_max_position_embeddings") or p.get(
-        "original_max_position_embeddings", json.get("max_position_embeddings")
-    )
-    scaling: tuple[Any, ...] = ()
-    if kind == "linear":
-        scaling = ("linear", float(p["factor"]))
-    elif kind == "llama3":
-        numbers = (p["factor"], p["low_freq_factor"], p["high_freq_factor"], context)
-        scaling = ("llama3", *map(float, numbers))
-    elif kind == "yarn":
-        scaling = _yarn(p, json, float(context or need(json, "max_position_embeddings")))
-    elif kind != "default":
-        raise LoadError(
-            f"Rotary scaling {kind!r} of this {json.get('model_type')} model is not supported: "
-            "only default, linear, llama3 and yarn are. Choose another checkpoint."
-        )
-    return Rotary(int(d_head * fraction), theta, scaling=scaling)
-
-
-def _yarn(p: Json, json: Json, context: float) -> tuple[Any, ...]:
-    """YaRN (Peng et al. 2023) with the temperature rules of DeepSeek's variants."""
-
-    def temperature(scale: float, weight: float = 1.0) -> float:
-        return 1.0 if scale <= 1 else 0.1 * weight * math.log(scale) + 1.0
-
-    factor = p.get("factor") or need(json, "max_position_embeddings") / context
-    attention = p.get("attention_factor")
-    if attention is None:
-        attention = temperature(factor)
-        if p.get("mscale") and p.get("mscale_all_dim"):
-            attention = temperature(factor, p["mscale"]) / temperature(factor, p["mscale_all_dim"])
-    fast, slow = p.get("beta_fast") or 32, p.get("beta_slow") or 1
-    truncate = bool(p.get("truncate", True))
-    return ("yarn", float(factor), float(fast), float(slow), context, float(attention), truncate)
-
-
-def rotary_layers(json: Json, d_head: int, layer_types: list[str]) -> dict[str, Any]:
-    """The ``rotary`` and ``rotary_kind`` fields of a model with these layer types."""
-    of_type = {name: rotary(json, d_head, name) for name in sorted(set(layer_types))}
-    kinds = tuple(dict.fromkeys(of_type.values()))
-    per_layer = tuple(kinds.index(of_type[name]) for name in layer_types)
-    return {"rotary": kinds, "rotary_kind": per_layer if len(kinds) > 1 else ()}
-
-
-def windows(layer_types: list[str], window: int | None) -> tuple[int, ...]:
+def windows(layer_types: list[str], layers: int, window: int | None) -> tuple[int, ...]:
     """The reach of each layer (0: everything), or () when every layer sees everything."""
     unknown = set(layer_types) - {"full_attention", "sliding_attention"}
     if unknown:
@@ -153,15 +125,23 @@ def windows(layer_types: list[str], window: int | None) -> tuple[int, ...]:
             f"Layer type {min(unknown)!r} is not supported: expected full_attention or "
             "sliding_attention in layer_types. Choose another checkpoint."
         )
+    if len(layer_types) != layers:
+        raise LoadError(
+            f"layer_types of config.json has {len(layer_types)} entries for {layers} layers: "
+            "correct it."
+        )
     sliding = [name == "sliding_attention" for name in layer_types]
     if any(sliding) and not window:
-        raise LoadError("layer_types has sliding_attention but config.json lacks sliding_window.")
+        raise LoadError(
+            "layer_types of config.json has sliding_attention, but no sliding_window is in use: "
+            "correct one of the two."
+        )
     return tuple(int(window or 0) if s else 0 for s in sliding) if any(sliding) else ()
 
 
-def head(json: Json, default_tied: bool) -> Any:
+def head(tied: bool) -> Any:
     """Whether the unembedding is the embedding."""
-    return "tied" if json.get("tie_word_embeddings", default_tied) else "untied"
+    return "tied" if tied else "untied"
 
 
 def linear(leaf: str, bias: str, source: str, transform: t.Transform = t.transpose) -> Rules:

@@ -3,43 +3,76 @@
 from __future__ import annotations
 
 from jaxinterp.loading import transforms as t
+from jaxinterp.loading.families import keys as k
 from jaxinterp.loading.families.base import (
     Family,
-    Json,
+    Values,
     activation,
     head,
     linear,
-    need,
     norm,
-    refuse,
-)
+    split,
+)  # fmt: skip
 from jaxinterp.model import Config
 
+# The names of sizes that other families have; the reference takes them, too.
+ALIASES = {
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+SUMMARY = dict.fromkeys(
+    ("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+     "summary_first_dropout", "summary_last_dropout", "predict_special_tokens", "n_special"),
+    k.LABELS,
+)  # fmt: skip
 
-def config(json: Json) -> Config:
-    """Our config from Hugging Face's ``config.json``."""
-    refuse(json, "scale_attn_by_inverse_layer_idx", False, "scores scaled by the layer's index")
-    refuse(json, "add_cross_attention", False, "an encoder's output is attended to")
-    D, H = need(json, "n_embd"), need(json, "n_head")
+_KEYS = k.Keys(
+    used={
+        "n_embd": k.size(),
+        "n_head": k.size(),
+        "n_layer": k.size(most=k.MOST_LAYERS),
+        "vocab_size": k.size(),
+        "n_positions": k.size(1024),
+        "n_inner": k.size(None, null=True),
+        "activation_function": k.text("gelu_new"),
+        "layer_norm_epsilon": k.positive(1e-5),
+        "scale_attn_weights": k.flag(True),
+        "tie_word_embeddings": k.flag(True),
+    },
+    fixed={"scale_attn_by_inverse_layer_idx": (False, "scores scaled by the layer's index")},
+    idle={
+        "reorder_and_upcast_attn": "it says in which precision the reference multiplies",
+        "n_ctx": "n_positions says it",
+        "is_decoder": "the model is causal without it",
+        **SUMMARY,
+    },
+    aliases=ALIASES,
+)
+
+
+def _config(json: Values, architectures: tuple[str, ...]) -> Config:
+    D, H = json["n_embd"], json["n_head"]
     return Config(
         family="gpt2",
-        n_layers=need(json, "n_layer"),
+        n_layers=json["n_layer"],
         d_model=D,
         n_heads=H,
-        d_head=D // H,
-        d_mlp=json.get("n_inner") or 4 * D,
-        vocab_size=need(json, "vocab_size"),
-        n_ctx=json.get("n_positions", 1024),
-        attn_scale=0.0 if json.get("scale_attn_weights", True) else 1.0,
+        d_head=split(D, H, "gpt2"),
+        d_mlp=json["n_inner"] or 4 * D,
+        vocab_size=json["vocab_size"],
+        n_ctx=json["n_positions"],
+        attn_scale=0.0 if json["scale_attn_weights"] else 1.0,
         bias_qkv=True,
         bias_o=True,
         positions="learned",
         norm="layer",
-        norm_eps=json.get("layer_norm_epsilon", 1e-5),
-        act=activation(json.get("activation_function", "gelu_new")),
+        norm_eps=json["layer_norm_epsilon"],
+        act=activation(json["activation_function"]),
         gated=False,
         bias_mlp=True,
-        head=head(json, default_tied=True),
+        head=head(json["tie_word_embeddings"]),
     )
 
 
@@ -47,8 +80,11 @@ _LAYER = "transformer.h.{}."
 _QKV = f"{_LAYER}attn.c_attn"
 
 FAMILY = Family(
-    model_types=("gpt2",),
-    config=config,
+    model_type="gpt2",
+    keys=_KEYS,
+    build=_config,
+    models=("GPT2LMHeadModel",),
+    bases=("GPT2Model",),
     rules={
         "embed.W_E": ("transformer.wte.weight", t.same),
         "embed.W_pos": ("transformer.wpe.weight", t.same),
@@ -69,6 +105,7 @@ FAMILY = Family(
         **norm("ln_final", "transformer.ln_f"),
         "head.W_U": ("lm_head.weight", t.transpose),
     },
+    ties=(("lm_head.weight", "transformer.wte.weight"),),
     renames=((r"^transformer\.", ""),),
-    ignored=(r".*attn\.(masked_)?bias",),
+    ignored=((r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias", "it is the causal mask"),),
 )

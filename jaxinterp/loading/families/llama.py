@@ -5,92 +5,118 @@ from __future__ import annotations
 from typing import Any
 
 from jaxinterp.loading import transforms as t
+from jaxinterp.loading.families import keys as k
 from jaxinterp.loading.families.base import (
     Family,
-    Json,
     Rules,
+    Values,
     activation,
     attention,
     head,
     linear,
-    need,
     norm,
-    rotary_layers,
+    split,
     windows,
 )  # fmt: skip
+from jaxinterp.loading.families.rotary import ROTARY, rotary
 from jaxinterp.model import Config
 
 LAYER = "model.layers.{}."
-BUFFERS = (r".*rotary_emb\.inv_freq",)
+RENAMES = ((r"^model\.", ""),)
+TIES = (("lm_head.weight", "model.embed_tokens.weight"),)
+BUFFERS = ((r"(.*\.)?rotary_emb\.inv_freq", "it follows from the rotary settings"),)
+IDLE = {"is_decoder": "the model is causal without it"}
+
+# The keys that Llama and its siblings share; what one adds or has another default for comes on top.
+COMMON: dict[str, k.Key] = {
+    "hidden_size": k.size(),
+    "num_attention_heads": k.size(),
+    "num_hidden_layers": k.size(most=k.MOST_LAYERS),
+    "num_key_value_heads": k.size(None, null=True),
+    "head_dim": k.size(None, null=True),
+    "intermediate_size": k.size(),
+    "vocab_size": k.size(),
+    "max_position_embeddings": k.size(2048),
+    "rms_norm_eps": k.positive(1e-6),
+    "hidden_act": k.text("silu"),
+    "tie_word_embeddings": k.flag(False),
+    **ROTARY,
+}
+_QWEN: dict[str, k.Key] = {
+    **COMMON,
+    "num_key_value_heads": k.size(32, null=True),
+    "max_position_embeddings": k.size(32_768),
+    "use_sliding_window": k.flag(False),
+    "sliding_window": k.size(4096, null=True),
+    "max_window_layers": k.Key("a whole number", lambda n: type(n) is int, 28),
+    "layer_types": k.listed(),
+}
+_NO_WINDOW = (None, "a window that the family does not have")
+_NO_BIAS = (False, "biases that the family does not have")
 
 
-def common(json: Json, family: str, **changes: Any) -> Config:
+def common(json: Values, family: str, **changes: Any) -> Config:
     """The Llama config, with a sibling's choices on top."""
-    D, H, L = (need(json, k) for k in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
-    d_head = json.get("head_dim") or D // H
-    layer_types = changes.pop("layer_types", None) or ["full_attention"] * L
-    bias = bool(json.get("attention_bias", False))
+    D, H, L = (json[n] for n in ("hidden_size", "num_attention_heads", "num_hidden_layers"))
+    d_head = json["head_dim"] or split(D, H, family)
+    bias = json.get("attention_bias", False)
     fields = {
         "n_layers": L,
         "d_model": D,
         "n_heads": H,
-        "n_kv_heads": json.get("num_key_value_heads") or H,
+        "n_kv_heads": json["num_key_value_heads"] or H,
         "d_head": d_head,
-        "d_mlp": need(json, "intermediate_size"),
-        "vocab_size": need(json, "vocab_size"),
-        "n_ctx": json.get("max_position_embeddings") or 2048,
-        "windows": windows(layer_types, json.get("sliding_window")),
+        "d_mlp": json["intermediate_size"],
+        "vocab_size": json["vocab_size"],
+        "n_ctx": json["max_position_embeddings"],
         "bias_qkv": bias,
         "bias_o": bias,
-        **rotary_layers(json, d_head, layer_types),
-        "norm_eps": json.get("rms_norm_eps", 1e-6),
-        "act": activation(json.get("hidden_act", "silu")),
-        "head": head(json, default_tied=False),
+        "norm_eps": json["rms_norm_eps"],
+        "act": activation(json["hidden_act"]),
+        "head": head(json["tie_word_embeddings"]),
     }
+    if "rotary" not in changes:
+        fields["rotary"] = (rotary(json, family, d_head),)
     return Config(family=family, **{**fields, **changes})
 
 
-def _llama(json: Json) -> Config:
-    return common(json, "llama", bias_mlp=bool(json.get("mlp_bias", False)))
+def _llama(json: Values, architectures: tuple[str, ...]) -> Config:
+    return common(json, "llama", bias_mlp=json["mlp_bias"])
 
 
-def _mistral(json: Json) -> Config:
-    return common(json, "mistral", layer_types=_all_sliding(json, 4096))
+def _mistral(json: Values, architectures: tuple[str, ...]) -> Config:
+    return common(json, "mistral", windows=_all_sliding(json))
 
 
-def _phi3(json: Json) -> Config:
-    json = {"rms_norm_eps": 1e-5, **json}
-    return common(json, "phi3", layer_types=_all_sliding(json, None), bias_qkv=False, bias_o=False)
+def _phi3(json: Values, architectures: tuple[str, ...]) -> Config:
+    d_head = json["head_dim"] or split(json["hidden_size"], json["num_attention_heads"], "phi3")
+    turned = rotary(json, "phi3", d_head, partial=True, kinds=("default",))
+    return common(json, "phi3", windows=_all_sliding(json), rotary=(turned,))
 
 
-def _olmo2(json: Json) -> Config:
-    json = {"rms_norm_eps": 1e-5, **json}
+def _olmo2(json: Values, architectures: tuple[str, ...]) -> Config:
     return common(json, "olmo2", norm_input=False, norm_output=True, qk_norm="joint")
 
 
-def _qwen2(json: Json) -> Config:
-    return common(json, "qwen2", layer_types=_qwen_layers(json), bias_qkv=True, bias_o=False)
+def _qwen2(json: Values, architectures: tuple[str, ...]) -> Config:
+    return common(json, "qwen2", windows=_qwen_windows(json), bias_qkv=True, bias_o=False)
 
 
-def _qwen3(json: Json) -> Config:
-    json = {"head_dim": 128, **json}
-    return common(json, "qwen3", layer_types=_qwen_layers(json), qk_norm="head")
+def _qwen3(json: Values, architectures: tuple[str, ...]) -> Config:
+    return common(json, "qwen3", windows=_qwen_windows(json), qk_norm="head")
 
 
-def _all_sliding(json: Json, default: int | None) -> list[str]:
+def _all_sliding(json: Values) -> tuple[int, ...]:
     """Every layer slides, if the model has a window at all."""
-    kind = "sliding_attention" if json.get("sliding_window", default) else "full_attention"
-    return [kind] * need(json, "num_hidden_layers")
+    return (json["sliding_window"],) * json["num_hidden_layers"] if json["sliding_window"] else ()
 
 
-def _qwen_layers(json: Json) -> list[str]:
-    """Given, or: the first ``max_window_layers`` see everything, the others slide."""
-    L = need(json, "num_hidden_layers")
-    if not json.get("use_sliding_window", False) or not json.get("sliding_window"):
-        return ["full_attention"] * L
-    full = json.get("max_window_layers", 28)
-    default = ["full_attention" if i < full else "sliding_attention" for i in range(L)]
-    return list(json.get("layer_types") or default)
+def _qwen_windows(json: Values) -> tuple[int, ...]:
+    """By layer_types, or: the first ``max_window_layers`` see everything, the others slide."""
+    L, full = json["num_hidden_layers"], json["max_window_layers"]
+    window = json["sliding_window"] if json["use_sliding_window"] else None
+    default = ["sliding_attention" if window and i >= full else "full_attention" for i in range(L)]
+    return windows(json["layer_types"] or default, L, window)
 
 
 ENDS: Rules = {
@@ -110,24 +136,95 @@ _NORMS: Rules = {
 }
 _LLAMA: Rules = {**ENDS, **ATTENTION, **GATED, **_NORMS}
 
-LLAMA = Family(("llama",), _llama, _LLAMA, ((r"^model\.", ""),), BUFFERS)
-MISTRAL = Family(("mistral",), _mistral, _LLAMA, ((r"^model\.", ""),), BUFFERS)
-QWEN2 = Family(("qwen2",), _qwen2, _LLAMA, ((r"^model\.", ""),), BUFFERS)
-QWEN3 = Family(
-    model_types=("qwen3",),
-    config=_qwen3,
-    rules={
+
+def _sibling(name: str, keys: k.Keys, build: Any, rules: Rules, prefix: str) -> Family:
+    """A row of the table of architectures that names its tensors as Llama does."""
+    return Family(
+        model_type=name,
+        keys=keys,
+        build=build,
+        models=(f"{prefix}ForCausalLM",),
+        bases=(f"{prefix}Model",),
+        rules=rules,
+        ties=TIES,
+        renames=RENAMES,
+        ignored=BUFFERS,
+    )
+
+
+LLAMA = _sibling(
+    "llama",
+    k.Keys(
+        used={**COMMON, "attention_bias": k.flag(False), "mlp_bias": k.flag(False)},
+        fixed={
+            "rope_interleaved": (False, "rotary positions that pair neighbours"),
+            "sliding_window": _NO_WINDOW,
+        },
+        idle={**IDLE, "max_sequence_length": "max_position_embeddings says it"},
+    ),
+    _llama,
+    _LLAMA,
+    "Llama",
+)
+MISTRAL = _sibling(
+    "mistral",
+    k.Keys(
+        used={
+            **COMMON,
+            "num_key_value_heads": k.size(8, null=True),
+            "max_position_embeddings": k.size(131_072),
+            "sliding_window": k.size(4096, null=True),
+        },
+        fixed={
+            "attention_bias": _NO_BIAS,
+            "mlp_bias": _NO_BIAS,
+            "layer_types": (None, "windows that differ by layer"),
+        },
+        idle=IDLE,
+    ),
+    _mistral,
+    _LLAMA,
+    "Mistral",
+)
+QWEN2 = _sibling(
+    "qwen2",
+    k.Keys(
+        used=_QWEN,
+        fixed={
+            "attention_bias": (True, "no biases of queries, keys and values"),
+            "mlp_bias": _NO_BIAS,
+            "use_mrope": (False, "rotary positions of several axes"),
+        },
+        idle=IDLE,
+    ),
+    _qwen2,
+    _LLAMA,
+    "Qwen2",
+)
+QWEN3 = _sibling(
+    "qwen3",
+    k.Keys(
+        used={**_QWEN, "head_dim": k.size(128), "attention_bias": k.flag(False)},
+        fixed={"mlp_bias": _NO_BIAS},
+        idle=IDLE,
+    ),
+    _qwen3,
+    {
         **_LLAMA,
         "blocks.attn.q_norm.w": (f"{LAYER}self_attn.q_norm.weight", t.same),
         "blocks.attn.k_norm.w": (f"{LAYER}self_attn.k_norm.weight", t.same),
     },
-    renames=((r"^model\.", ""),),
-    ignored=BUFFERS,
+    "Qwen3",
 )
-OLMO2 = Family(
-    model_types=("olmo2",),
-    config=_olmo2,
-    rules={
+OLMO2 = _sibling(
+    "olmo2",
+    k.Keys(
+        used={**COMMON, "rms_norm_eps": k.positive(1e-5), "attention_bias": k.flag(False)},
+        fixed={"mlp_bias": _NO_BIAS, "sliding_window": _NO_WINDOW},
+        idle=IDLE,
+    ),
+    _olmo2,
+    {
         **ENDS,
         **ATTENTION,
         **GATED,
@@ -136,13 +233,28 @@ OLMO2 = Family(
         **norm("blocks.ln1_post", f"{LAYER}post_attention_layernorm"),
         **norm("blocks.ln2_post", f"{LAYER}post_feedforward_layernorm"),
     },
-    renames=((r"^model\.", ""),),
-    ignored=BUFFERS,
+    "Olmo2",
 )
-PHI3 = Family(
-    model_types=("phi3",),
-    config=_phi3,
-    rules={
+PHI3 = _sibling(
+    "phi3",
+    k.Keys(
+        used={
+            **COMMON,
+            "rms_norm_eps": k.positive(1e-5),
+            "max_position_embeddings": k.size(4096),
+            "sliding_window": k.size(None, null=True),
+        },
+        fixed={
+            "attention_bias": _NO_BIAS,
+            "mlp_bias": _NO_BIAS,
+            "lm_head_bias": _NO_BIAS,
+            "full_attn_mod": (1, "windows that differ by layer"),
+            "interpolate_factor": (1, "positions that are scaled"),
+        },
+        idle=IDLE,
+    ),
+    _phi3,
+    {
         **ENDS,
         **_NORMS,
         **{
@@ -157,6 +269,5 @@ PHI3 = Family(
         "blocks.mlp.W_in": (f"{LAYER}mlp.gate_up_proj.weight", t.chain(t.half(1), t.transpose)),
         "blocks.mlp.W_out": (f"{LAYER}mlp.down_proj.weight", t.transpose),
     },
-    renames=((r"^model\.", ""),),
-    ignored=BUFFERS,
+    "Phi3",
 )
