@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.loading.reading import read_json
-from jaxinterp.reading import LoadError
+from jaxinterp.reading import LoadError, read_json_object, regular_file
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
 
 Arrays = dict[str, np.ndarray]
@@ -30,13 +29,20 @@ def whole_k(d: Dictionary) -> int:
 def build(
     arrays: Mapping[str, Any], where: Path, *, k: Any = None, **fields: Any
 ) -> Dictionary:  # fmt: skip
-    """A dictionary of one layer, of arrays under our names; the widths are theirs."""
-    given = {n: np.asarray(a, np.float32) for n, a in arrays.items() if a is not None}
+    """A dictionary of one layer, of arrays under our names; the widths are theirs.
+
+    Raises `LoadError` for arrays and fields that do not make a dictionary.
+    """
+    with np.errstate(over="ignore"):  # what is too large is not finite, and refused below
+        given = {n: np.asarray(a, np.float32) for n, a in arrays.items()}
     for name in ("W_enc", "W_dec"):
         if name not in given or given[name].ndim != 2:
             raise LoadError(f"{where} has no matrix {name}.")
     d_in, n_features = given["W_enc"].shape
-    config = DictionaryConfig(d_in, n_features, d_out=given["W_dec"].shape[1], **fields)
+    try:
+        config = DictionaryConfig(d_in, n_features, d_out=given["W_dec"].shape[1], **fields)
+    except ValueError as error:
+        raise LoadError(f"{where} holds no dictionary: {error}") from error
     if config.activation == "jumprelu":
         threshold = given.get("threshold", np.zeros(0, np.float32))
         if threshold.size == 1:
@@ -95,20 +101,71 @@ def as_jump(d: Dictionary) -> Dictionary:
 
 
 def read_tensors(path: Path) -> Arrays:
-    """A safetensors file. Raises `LoadError` where it is damaged."""
+    """A safetensors file. Raises `LoadError` where it is damaged, or holds other than numbers."""
     from safetensors.numpy import load_file
 
     try:
-        return load_file(path)
+        found = load_file(regular_file(path))
     except Exception as error:
         raise LoadError(f"{path} cannot be read ({error}): fetch it again.") from error
+    return numbers(found, path)
+
+
+def numbers(found: Mapping[str, Any], path: Path) -> Arrays:
+    """Arrays that are all of real numbers; `LoadError` names one that is not."""
+    for name, array in found.items():
+        if np.asarray(array).dtype.kind not in "fiu" and "float" not in str(array.dtype):
+            raise LoadError(f"{path}: {name} is of {array.dtype}, expected real numbers.")
+    return dict(found)
+
+
+def taken(found: Mapping[str, Any], names: Mapping[str, str], path: Path) -> Arrays:
+    """The arrays of a file under our names: ``names`` has theirs, by ours; all must be there.
+
+    Raises `LoadError` for one that is missing, and for one that nobody asked for.
+    """
+    for name in names.values():
+        if name not in found:
+            raise LoadError(f"{path} has no {name}.")
+    more = sorted(set(found) - set(names.values()))
+    if more:
+        raise LoadError(f"{path} has {more[0]}, which is not known here: is the config another's?")
+    return {ours: np.asarray(found[theirs]) for ours, theirs in names.items()}
+
+
+def turned(arrays: Mapping[str, np.ndarray], path: Path, *names: str) -> Arrays:
+    """The arrays, some of them transposed. Raises `LoadError` for one that is no matrix."""
+    for name in names:
+        if arrays[name].ndim != 2:
+            raise LoadError(f"{path}: {name} is {list(arrays[name].shape)}, expected a matrix.")
+    return {n: a.T if n in names else a for n, a in arrays.items()}
+
+
+def unit_rows(arrays: Arrays, path: Path) -> Arrays:
+    """W_enc, b_enc and W_dec of the same function with decoder rows of norm 1, or 0.
+
+    A feature becomes what it writes: pre-activations are multiplied by the rows' norms.
+
+    Raises `LoadError` for shapes that do not fit.
+    """
+    W_enc, b_enc, W_dec = (np.asarray(arrays[n], np.float64) for n in ("W_enc", "b_enc", "W_dec"))
+    if not W_enc.shape[-1:] == b_enc.shape == W_dec.shape[:1]:
+        shapes = [list(a.shape) for a in (W_enc, b_enc, W_dec)]
+        raise LoadError(f"{path}: W_enc, b_enc and W_dec are {shapes}, of different widths.")
+    norms = np.linalg.norm(W_dec, axis=-1)
+    norms[np.abs(norms - 1) < 1e-6] = 1  # rounded only: what is folded already stays as it is
+    rows = W_dec / np.where(norms > 0, norms, 1)[:, None]
+    return {**arrays, "W_enc": W_enc * norms, "b_enc": b_enc * norms, "W_dec": rows}
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A JSON file that must be there: without it numbers may mean anything."""
-    if not path.is_file():
+    """A JSON object that must be there: without it numbers may mean anything.
+
+    Raises `LoadError` where there is none, and as `jaxinterp.reading.read_json_object` does.
+    """
+    if not path.exists():
         raise LoadError(f"There is no {path}: it says what the numbers beside it mean.")
-    return read_json(path)
+    return read_json_object(path)
 
 
 def write_tensors(path: Path, arrays: Arrays) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
 
+from jaxinterp.checks import real_number
 from jaxinterp.files import whole_folder
-from jaxinterp.loading.reading import read_json
 from jaxinterp.reading import LoadError
-from jaxinterp.sae.arrays import assembled, host, read_tensors, write_json, write_tensors
+from jaxinterp.sae.arrays import (
+    assembled,
+    host,
+    read_config,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.forms import FORMS
 
@@ -54,8 +62,8 @@ def load(
     circuit-tracer keeps in one folder, give each file.
 
     Raises ``FileNotFoundError``, ``ValueError`` for other fields, and `LoadError` for a folder of
-    no known form, one that is damaged, or that asks for what is done there while running
-    (normalising activations).
+    no known form, one that is damaged, and one whose config asks for what dictionaries here do not
+    do, or has a key that is not known and could change what is computed: the key is named.
     """
     path = Path(path).absolute()
     if not path.exists():
@@ -91,12 +99,19 @@ def _recognised(path: Path) -> str:
 
 
 def _load_own(path: Path) -> Dictionary:
-    described, arrays = read_json(path / DESCRIPTION), read_tensors(path / ARRAYS)
+    described, arrays = read_config(path / DESCRIPTION), read_tensors(path / ARRAYS)
     try:
+        if more := sorted(set(described) - {"config", "k"}):
+            raise ValueError(f"{more[0]} is not known, expected config and k.")
         fields: dict[str, Any] = {
             n: tuple(v) if isinstance(v, list) else v for n, v in described["config"].items()
         }
         config = DictionaryConfig(**fields)
-    except (KeyError, TypeError, ValueError) as error:
+        topk = "topk" in config.activation
+        most = math.prod(config.shapes["b_enc"])
+        k = real_number("k", described.get("k"), above=0, most=most, optional=not topk)
+        if k is not None and not topk:
+            raise ValueError(f"k={k}, and the activation is {config.activation}.")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise LoadError(f"The config in {path / DESCRIPTION} is not valid: {error}") from error
-    return assembled(arrays, config, path, described.get("k"))
+    return assembled(arrays, config, path, k)

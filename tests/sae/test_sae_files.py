@@ -137,11 +137,11 @@ def test_folders_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"normalize_activations": "layer_norm"}, "normalises activations while running"),
-        ({"architecture": "temporal"}, "architecture 'temporal'"),
+        ({"normalize_activations": "layer_norm"}, "normalises each activation while running"),
+        ({"architecture": "temporal"}, "architecture='temporal'"),
         ({"reshape_activations": "hook_z"}, "heads side by side"),
-        ({"hook_head_index": 3}, "reads one head"),
-        ({"architecture": "topk", "k": 3, "rescale_acts_by_decoder_norm": True}, "fold_W_dec_norm"),
+        ({"hook_head_index": 3}, "hook_head_index=3, which is not known here"),
+        ({"metadata": {"sae_lens_version": "6.0.0", "hook_head_index": 3}}, "reads one head"),
     ],
 )
 def test_what_other_libraries_do_while_running_is_refused(tmp_path, change, message):
@@ -158,14 +158,14 @@ def test_numbers_without_a_config_are_refused(tmp_path):
         ("dictionary-learning", "sae", "relu"), ("gemma-scope-2", "sae", "jumprelu"),
     ]:  # fmt: skip
         path = sae.save(tmp_path / form, made(kind, activation), form=form)
-        config = next(p for p in path.iterdir() if p.suffix == ".json")
+        config = next(p for p in path.iterdir() if p.name in ("config.json", "cfg.json"))
         said = config.read_text()
         config.unlink()
         with pytest.raises(LoadError, match="it says what the numbers beside it mean"):
             sae.load(path)
         if form == "saelens":  # of another architecture
             config.write_text(said.replace("jumprelu", "standard"))
-            with pytest.raises(LoadError, match="has threshold, which a sae with relu has not"):
+            with pytest.raises(LoadError, match="has threshold, which is not known here"):
                 sae.load(path)
 
 
@@ -207,6 +207,7 @@ def test_gemma_scope_2_names_places_as_their_models_do(tmp_path):
     said = json.loads((path / "config.json").read_text())
     assert said["hf_hook_point_in"] == said["hf_hook_point_out"] == "model.layers.12.output"
     assert sae.load(path).config.place == ("resid_post", 12)
+    said["type"] = "transcoder"
     said["hf_hook_point_in"] = "model.layers.5.pre_feedforward_layernorm.output"
     said["hf_hook_point_out"] = "model.layers.5.post_feedforward_layernorm.output"
     (path / "config.json").write_text(json.dumps(said))
