@@ -133,7 +133,7 @@ class _Reservoir:
         into, last = np.unique(slot[::-1], return_index=True)  # of one place, the last taker
         taken = into < self.size
         if self.rows is None:
-            self.rows = np.zeros((len(values), self.size, values.shape[-1]), np.float32)
+            self.rows = np.zeros((len(values), self.size, values.shape[-1]), values.dtype)
         self.rows[:, into[taken]] = np.asarray(values[:, real[::-1][last[taken]]])
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxinterp.checks import LONG, numbers, random_seed, real_number, whole_number
 from jaxinterp.interchange.accuracy import Goal
 from jaxinterp.interchange.subspace import Interchange, orthonormal
 from jaxinterp.interventions import Where
@@ -28,6 +29,7 @@ from jaxinterp.model import (
 )
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.taps import Tap
+from jaxinterp.numerics import wide
 from jaxinterp.sweep.suffix import measure_from
 
 
@@ -75,16 +77,14 @@ class Cells(NamedTuple):
 
 def check_recipe(recipe: Recipe, width: int) -> None:
     """Refuse what cannot be trained."""
-    if recipe.rank is not None and not 1 <= recipe.rank <= width:
-        raise ValueError(
-            f"rank={recipe.rank}, expected 1 to {width} (the width of the site) or 'boundless'."
-        )
-    if recipe.steps < 1 or recipe.batch < 1 or not recipe.learning_rate > 0 or recipe.seed < 0:
-        raise ValueError(
-            f"steps={recipe.steps}, batch={recipe.batch}, learning_rate={recipe.learning_rate}, "
-            f"seed={recipe.seed}: expected at least 1, 1, more than 0, and at least 0."
-        )
-    if recipe.temperature is not None and not min(recipe.temperature) > 0:
+    whole_number("rank", recipe.rank, 1, width, optional=True)
+    whole_number("steps", recipe.steps, 1, LONG)
+    whole_number("batch", recipe.batch, 1)
+    real_number("learning_rate", recipe.learning_rate, above=0)
+    real_number("penalty", recipe.penalty, least=0)
+    random_seed(recipe.seed)
+    ends = (1.0, 1.0) if recipe.temperature is None else recipe.temperature
+    if len(numbers("temperature", ends, above=0)) != 2:
         raise ValueError(f"temperature={recipe.temperature}, expected two numbers above 0.")
 
 
@@ -141,7 +141,7 @@ def _step(
         if fit.boundary is not None:
             weights = soft(fit.boundary, fit.theta.shape[-1], temperature)
         edit = edit_of(site, layer, cell, rows, orthonormal(fit.theta), weights)
-        value = -measure_from(model, x, layer, tokens, metric, (edit,)).mean()
+        value = -wide(measure_from(model, x, layer, tokens, metric, (edit,))).mean()
         if fit.boundary is None:
             return value
         return value + penalty * fit.theta.shape[-1] * jax.nn.sigmoid(fit.boundary)

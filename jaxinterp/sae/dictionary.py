@@ -227,7 +227,7 @@ def encode(d: Dictionary, x: jax.Array, *, together: bool = False) -> Code:
     read = jnp.einsum(READ[c.kind], x - p.b_dec if c.subtract_bias else x, p.W_enc)
     pre = read + p.b_enc
     if c.activation == "gated":
-        magnitude = jax.nn.relu(read * jnp.exp(p.r_mag) + p.b_mag)
+        magnitude = jax.nn.relu(read * jnp.exp(wide(p.r_mag)) + p.b_mag)
         return Code(jnp.where(pre > 0, magnitude, 0), pre)
     if c.activation == "jumprelu":
         return Code(jump(pre, p.threshold, c.bandwidth), pre)

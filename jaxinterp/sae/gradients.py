@@ -86,7 +86,7 @@ def split(d: Dictionary, x: jax.Array) -> tuple[jax.Array, jax.Array]:
 def responses(d: Dictionary, features: jax.Array) -> jax.Array:
     """The slope [... F] of each feature in x . W_enc: every activation is piecewise linear."""
     slope = jnp.where(features > 0, jnp.ones_like(features), 0)
-    return slope if d.params.r_mag is None else slope * jnp.exp(d.params.r_mag)
+    return slope if d.params.r_mag is None else slope * jnp.exp(wide(d.params.r_mag))
 
 
 def slopes(

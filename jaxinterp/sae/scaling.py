@@ -78,7 +78,7 @@ def fold(d: Dictionary, s: Scaling) -> Dictionary:
     Features come out in raw units where one gain serves all (their rows keep their norms);
     a dictionary over layers of different gains keeps the features of the scaled ones.
     """
-    p, c = d.params, d.config
+    p, c = jax.tree.map(wide, d.params), d.config
     g, h = np.asarray(s.gain_in, np.float64), np.asarray(s.gain_out, np.float64)
     # With one gain, features scale with the activations: f = f' / unit.
     unit = np.ones(()) if c.layered else g
