@@ -20,6 +20,7 @@ NPZ_HEADER = 10_000  # bytes that say what an array of an npz file is
 UNPACKED = 50  # times its own size that a compressed archive may unpack to,
 UNPACKED_LEAST = 64 << 20  # or so many bytes, if that is more
 MESSAGE = 1200  # letters of an error
+_NAME = 128  # letters of a part of a file's name
 _STEP = 16 << 20  # bytes that are unpacked at a time
 
 
@@ -62,8 +63,9 @@ def inside(folder: Path, name: Any) -> Path:
     """
     parts = (*PurePosixPath(str(name)).parts, *PureWindowsPath(str(name)).parts)
     absolute = PurePosixPath(str(name)).is_absolute() or PureWindowsPath(str(name)).drive
-    if not isinstance(name, str) or not name or "\0" in name or absolute or ".." in parts:
-        raise LoadError(f"{folder} names the file {name!r}, which is not inside it.")
+    plain = isinstance(name, str) and name and name.isprintable() and "\0" not in name
+    if not plain or absolute or ".." in parts or max(map(len, parts), default=0) > _NAME:
+        raise LoadError(f"{folder} names the file {name!r:.200}, which is not inside it.")
     return folder / name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from jaxinterp.files import whole_folder
 from jaxinterp.lens.kinds import JacobianLens, TunedLens
 from jaxinterp.loading.reading import read_json
 from jaxinterp.loading.torch_file import read_torch, write_torch
-from jaxinterp.reading import LoadError
+from jaxinterp.reading import UNPACKED, UNPACKED_LEAST, LoadError
 
 DESCRIPTION = "jaxinterp_lens.json"
 KINDS: dict[str, Any] = {"TunedLens": TunedLens, "JacobianLens": JacobianLens}
@@ -79,6 +80,10 @@ def _load_own(path: Path) -> TunedLens | JacobianLens:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             held = checkpointer.metadata(path / "arrays").item_metadata.tree
+            there = sum(file.stat().st_size for file in (path / "arrays").rglob("*"))
+            claimed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in held.values())
+            if claimed > max(UNPACKED * there, UNPACKED_LEAST):
+                raise ValueError(f"its arrays claim {claimed} bytes, its files have {there}")
             target = {
                 name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in held.items()
             }

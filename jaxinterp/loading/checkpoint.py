@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from jaxinterp.files import whole_folder
-from jaxinterp.loading.reading import read_json, read_tokenizer
+from jaxinterp.loading.reading import own_config, read_json, read_tokenizer
 from jaxinterp.loading.sharding import shardings
-from jaxinterp.model import Config, Model, shapes
+from jaxinterp.model import Model, shapes
+from jaxinterp.model.params import check_model
 from jaxinterp.reading import LoadError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def save(
     """
     import orbax.checkpoint as ocp
 
+    check_model(model)
     description: dict[str, Any] = {
         "format": _FORMAT,
         "name": model.name,
@@ -64,12 +66,12 @@ def load_checkpoint(path: Path, dtype: Any, mesh: Any) -> tuple[Model, Tokenizer
             f"{path} has checkpoint format {description.get('format')!r}, expected {_FORMAT}: "
             "save it again with this version."
         )
-    try:
-        config = Config.from_dict(description["config"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise LoadError(f"The config in {path / DESCRIPTION} is not valid: {error!r}.") from error
+    config = own_config(description.get("config"), path / DESCRIPTION)
     tree = shapes(config, dtype)
-    wanted, stored = _shapes(tree), description.get("shapes", {})
+    wanted, stored = _shapes(tree), description.get("shapes")
+    name, revision = description.get("name"), description.get("revision")
+    if not (isinstance(stored, dict) and isinstance(name, str) and isinstance(revision, str)):
+        raise LoadError(f"{path / DESCRIPTION} lacks shapes, a name or a revision: save it again.")
     for leaf in sorted(wanted | stored):
         if wanted.get(leaf) != stored.get(leaf):
             raise LoadError(
@@ -89,7 +91,7 @@ def load_checkpoint(path: Path, dtype: Any, mesh: Any) -> tuple[Model, Tokenizer
         raise LoadError(f"The arrays in {path / 'params'} cannot be read: {reason}") from error
     if mesh is None:  # orbax binds arrays to a device; free ones follow others to theirs
         params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)), params)
-    model = Model(params, config, name=description["name"], revision=description["revision"])
+    model = Model(params, config, name=name, revision=revision)
     return model, read_tokenizer(path)
 
 

@@ -39,6 +39,19 @@ def config_of(family: Family, json: dict[str, Any], label: str) -> Config:
         return family.config(json)
 
 
+def own_config(fields: Any, source: Path) -> Config:
+    """The architecture that a file of ours describes, by `Config.to_dict`.
+
+    Raises `LoadError` for fields of which no model can be made.
+    """
+    from jaxinterp.model import Config, shapes
+
+    with damage_refused(source, "a file with a model's config", "Save it again."):
+        config = Config.from_dict(fields)
+        shapes(config)  # words that no choice has
+    return config
+
+
 def read_tokenizer(folder: Path, name: str = "") -> Tokenizer | None:
     """The tokenizer of a folder, None where it holds none."""
     from jaxinterp.tokens import Tokenizer

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from jaxinterp.files import whole, whole_folder
-from jaxinterp.loading.reading import read_json, read_tokenizer, sha256
+from jaxinterp.loading.reading import own_config, read_json, read_tokenizer, sha256
 from jaxinterp.loading.registry import BUILT_IN
 from jaxinterp.loading.sharding import shardings
 from jaxinterp.loading.tensors import Safetensors
@@ -143,7 +143,7 @@ def card(name: str | os.PathLike[str]) -> Card:
     found = read_json(path)
     try:
         read = Card(**found)
-        Config.from_dict(read.config)
+        own_config(read.config, path)
         if not all(isinstance(digest, str) for digest in read.files.values()):
             raise TypeError("its files have no SHA-256")
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -2,7 +2,8 @@
 
 A judge is asked about a value that loads from a damaged file and differs from the valid file's.
 It says "as the file says" where an independent reading of the damaged file gives the same numbers
-(the safetensors library, NumPy, the json module, the bytes themselves), and what is wrong elsewhere.
+(the safetensors library, NumPy, the json module, the bytes themselves), and what is wrong where it
+does not.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shutil
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,10 @@ FITS = "as the file says"
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """files: those that are damaged, each with the kind of damage (`fuzz_mutations.KINDS`)."""
+    """files: those that are damaged (a name or pattern), each with the kind of damage.
+
+    The kinds are those of `fuzz_mutations.KINDS`.
+    """
 
     name: str
     make: Callable[[Path], None]
@@ -247,10 +249,6 @@ def _chunks(folder: Path) -> list[np.ndarray]:
     return [np.asarray(store.chunk(i)) for i in range(min(store.chunks, 50))]
 
 
-def _claim(folder: Path) -> Claim:
-    return Claim.from_json((folder / "claim.json").read_text(encoding="utf-8", errors="replace"))
-
-
 FORMS = [
     Form("safetensors", valid.model, lambda f: ji.load(f),
          {"model.safetensors": "safetensors"}, judge_model(in_safetensors)),
@@ -263,7 +261,7 @@ FORMS = [
     Form("tuned lens", valid.tuned_lens, lambda f: ji.lens.load(f),
          {"params.pt": "torch", "config.json": "json"}, judge_lens),
     Form("own lens", valid.own_lens, lambda f: ji.lens.load(f / "lens"),
-         {"lens/jaxinterp_lens.json": "json"}, never),
+         {"lens/jaxinterp_lens.json": "json", "lens/arrays/**/*": "bytes"}, never),
     Form("npz", valid.direction, lambda f: Direction.load(f / "d.npz"), {"d.npz": "npz"},
          judge_direction),
     Form("npz of an SAE", valid.gemma_scope, lambda f: ji.sae.load(f), {"params.npz": "npz"},
@@ -284,13 +282,15 @@ FORMS = [
     Form("tokenizer in two files", valid.two_files, lambda f: ji.Tokenizer.from_folder(f),
          {"vocab.json": "json", "merges.txt": "bytes", "tokenizer_config.json": "json"},
          judge_tokenizer),
-    Form("claim", valid.claim, _claim, {"claim.json": "json"}, judge_claim),
+    Form("claim", valid.claim, lambda f: Claim.load(f / "claim.json"), {"claim.json": "json"},
+         judge_claim),
     Form("circuit", valid.circuit, lambda f: Circuit.load(f / "c.json", valid.CONFIG),
          {"c.json": "json"}, judge_circuit),
     Form("circuit of MIB", valid.mib, lambda f: Circuit.load(f / "c.json", valid.CONFIG),
          {"c.json": "json"}, judge_circuit),
     Form("checkpoint", valid.checkpoint, lambda f: ji.load(f / "m"),
-         {"m/jaxinterp.json": "json"}, judge_model(lambda f: valid.numbers_of_checkpoint())),
+         {"m/jaxinterp.json": "json", "m/params/**/*": "bytes"},
+         judge_model(lambda f: valid.numbers_of_checkpoint())),
     Form("card", valid.shipped, lambda f: ji.load(f / "tiny"),
          {"tiny/card.json": "json", "tiny/model.safetensors": "safetensors"},
          judge_model(lambda f: in_safetensors(f / "tiny"))),

@@ -164,7 +164,7 @@ def _of_pickle(program: bytes, rng: Rng) -> bytes:
     numbers = [i for i, (step, value, _) in enumerate(steps) if type(value) is int and i]
     chosen = {pick(rng, numbers) for _ in range(int(rng.integers(1, 4)))}
     out = bytearray()
-    for i, ((step, value, at), end) in enumerate(zip(steps, ends, strict=True)):
+    for i, ((step, _, at), end) in enumerate(zip(steps, ends, strict=True)):
         if i in chosen and step.name in ("BININT", "BININT1", "BININT2", "LONG1"):
             new = int(pick(rng, [0, -1, 1, 2, 3, 5, 24, 2**20, 2**31, 2**40, 2**62, -24]))
             coded = new.to_bytes(16, "little", signed=True)

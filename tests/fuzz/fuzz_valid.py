@@ -25,8 +25,6 @@ from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
 
 TESTS = Path(__file__).parents[1]
 GOLDENS = TESTS / "loading" / "goldens"
-sys.path.append(str(TESTS / "loading"))
-import tiny_gguf
 
 CONFIG = Config(
     n_layers=2, d_model=8, n_heads=4, n_kv_heads=2, d_head=4, d_mlp=6, vocab_size=12, n_ctx=8
@@ -58,6 +56,9 @@ def _golden(name: str, folder: Path) -> None:
 
 def gguf(folder: Path) -> None:
     from safetensors.numpy import load_file
+
+    sys.path.append(str(TESTS / "loading"))
+    import tiny_gguf
 
     given = load_file(GOLDENS / "llama" / "model.safetensors")
     config = json.loads((GOLDENS / "llama" / "config.json").read_text())
