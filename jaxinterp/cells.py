@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.interventions import axes_of, product
 from jaxinterp.model import SITES, Model, Tokens
 from jaxinterp.model.sites import axis_size
@@ -81,6 +82,12 @@ def make_cells(
     needs_equal = "source" in over or ("position" in over and not isinstance(positions, Mapping))
     if needs_equal and not equal:
         lengths = np.asarray(tokens.lengths)
+        if (lengths == lengths[0]).all():
+            raise ValueError(
+                f"All prompts have {lengths[0]} tokens, and {tokens.shape[1]} columns with padding "
+                "among them: absolute positions need prompts without padding. Leave it out, or "
+                "give positions={'role': one position per prompt, ...}."
+            )
         raise ValueError(
             f"The prompts have {lengths.min()} to {lengths.max()} tokens: absolute positions "
             "need equal lengths. Give positions={'role': one position per prompt, ...}."
@@ -139,8 +146,7 @@ def _role_axis(roles: Mapping[str, Any], lengths: np.ndarray) -> tuple[list[Any]
 
 def _neuron_blocks(block: int, size: int) -> tuple[list[Any], np.ndarray]:
     """Masks [n size] of blocks of neurons, labelled by their first."""
-    if block < 1:
-        raise ValueError(f"neurons={block}: a block holds at least one neuron.")
+    block = whole_number("neurons", block, 1)
     starts = np.arange(0, size, block)
     offset = np.arange(size)[None] - starts[:, None]
     return starts.tolist(), (offset >= 0) & (offset < block)

@@ -13,6 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+MANY = 10_000_000  # prompts, draws and resamples: more than any of these analyses can use
+LONG = 1_000_000_000  # steps of a training: more than any run here finishes
+
 
 def whole_number(
     name: str, value: Any, least: int = 0, most: int | None = None, *, optional: bool = False
@@ -75,6 +78,33 @@ def real_number(
     if not fits:
         raise ValueError(f"{name}={value!r}, expected {expected}.")
     return found
+
+
+def random_seed(value: Any, name: str = "seed") -> Any:
+    """A seed: a whole number from 0 that 32 bits hold, or NumPy's own forms of one.
+
+    Raises ``ValueError`` for anything else. A random generator or a sequence of whole numbers
+    passes, for NumPy to read.
+    """
+    if isinstance(value, (np.random.Generator, np.random.SeedSequence)):
+        return value
+    if isinstance(value, (list, tuple)) and value:
+        return [random_seed(each, name) for each in value]
+    return whole_number(name, value, 0, 2**32 - 1)
+
+
+def numbers(name: str, values: Any, *, empty: bool = False, **bounds: Any) -> np.ndarray:
+    """The option ``name``, float64 [n]: a sequence of numbers, each as `real_number` wants it.
+
+    empty: whether there may be none. Raises ``ValueError`` for anything else.
+    """
+    given = values.tolist() if isinstance(values, (np.ndarray, jax.Array)) else values
+    if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
+        raise ValueError(f"{name}={values!r}, expected a sequence of numbers.")
+    found = [real_number(name, each, **bounds) for each in given]
+    if not found and not empty:
+        raise ValueError(f"{name}={values!r}, expected at least one number.")
+    return np.array(found, np.float64)
 
 
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:

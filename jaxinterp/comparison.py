@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxinterp import stats
 from jaxinterp.cells import make_cells
+from jaxinterp.checks import random_seed, real_number, whole_number
 from jaxinterp.grid_runs import Driver, check_pair, recorded, site_and_layers
 from jaxinterp.interventions import Shared, replace
 from jaxinterp.metrics import Metric, check_metric, of_prompts
@@ -78,9 +79,13 @@ def compare(
     a, b = _matched(exact, approximate)
     x, y = a.values.reshape(-1), b.values.reshape(-1)
     kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    x, y, k = x[kept], y[kept], np.atleast_1d(k).tolist()
-    if not len(kept) or not k or min(k) < 1 or max(k) > len(kept):
-        raise ValueError(f"k={k} for {len(kept)} cells with numbers: expected 1 to that.")
+    worst = whole_number("worst", worst)
+    if not len(kept):
+        raise ValueError("No cell has a number in both results: there is nothing to compare.")
+    x, y = x[kept], y[kept]
+    k = [whole_number("k", each, 1, len(kept)) for each in np.atleast_1d(k).tolist()]
+    if not k:
+        raise ValueError("k is empty: give one number of cells at least.")
     error, flipped = np.abs(x - y), x * y < 0
     order, guess = _largest(x), _largest(y)
     scalars: dict[str, Any] = {
@@ -152,14 +157,15 @@ def verify(
 
     guess = effects(approximate)
     size = guess.size
+    for name, value in (("k", k), ("budget", budget), ("top", 1 if top is None else top)):
+        whole_number(name, value, 1)
     top = max(k, budget // 2) if top is None else top
     if not 1 <= k <= top <= budget <= size:
         raise ValueError(
             f"k={k}, top={top}, budget={budget} for {size} cells: expected 1 <= k <= top <= "
             "budget <= the number of cells."
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level={level}, expected a confidence between 0 and 1, such as 0.95.")
+    level, seed = real_number("level", level, above=0, below=1), random_seed(seed)
     order = _largest(guess.values.reshape(-1))
     drawn = np.random.default_rng(seed).permutation(order[top:])[: budget - top]
     cells = np.concatenate([order[:top], drawn])
@@ -199,6 +205,10 @@ def missed_bound(rest: int, drawn: int, missed: int, level: float = 0.95) -> int
     """
     from scipy.stats import hypergeom
 
+    rest = whole_number("rest", rest, 0)
+    drawn = whole_number("drawn", drawn, 0, rest)
+    missed = whole_number("missed", missed, 0, drawn)
+    level = real_number("level", level, above=0, below=1)
     possible = np.arange(missed, rest - (drawn - missed) + 1)
     likely = hypergeom.cdf(missed, rest, possible, drawn) > 1 - level if rest else [True]
     return int(possible[np.flatnonzero(likely)[-1]])
@@ -227,6 +237,7 @@ def exact_cells(
     check_pair(model, clean, corrupted)
     check_metric(metric, model, clean)
     check_direction(direction)
+    whole_number("batch", batch, 1, optional=True)
     name, layers = site_and_layers(site, layers)
     cells = make_cells(model, name, over, clean, layers=layers, **choices)
     bases, donors = (corrupted, clean) if direction == "denoise" else (clean, corrupted)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.model import Tokens, as_tokens
 from jaxinterp.tokens import Tokenizer
 
@@ -82,9 +83,8 @@ def packed(
     Raises ``ValueError`` for sizes that are too small, and rows without text, naming the row.
     """
     prefix = list(tokenizer.prefix)
-    room = length - len(prefix)
-    if room < 1 or batch < 1:
-        raise ValueError(f"length={length}, batch={batch}: a block must hold a token.")
+    whole_number("batch", batch, 1)
+    room = whole_number("length", length, len(prefix) + 1) - len(prefix)
     blocks = _blocks(rows, tokenizer, room, field)
     while len(held := list(itertools.islice(blocks, batch))) == batch:
         yield as_tokens(np.array([prefix + block for block in held], np.int32))

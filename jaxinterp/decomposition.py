@@ -143,9 +143,9 @@ def _shares(
     check_tokens(c, tokens)
     if by not in ("layer", "head", "neuron"):
         raise ValueError(f"by={by!r}, expected 'layer', 'head' or 'neuron'.")
+    batch = whole_number("batch", batch, 1, optional=True)
+    layer = whole_number("layer", layer, 0, c.n_layers, optional=True)
     point = c.n_layers if layer is None else layer
-    if not 0 <= point <= c.n_layers:
-        raise ValueError(f"layer={layer}, expected 0 (the embedding) to {c.n_layers} (the end).")
     places = places_in(tokens, position)
     each = 4 * graph.n_senders * tokens.shape[1] * c.d_model
     size = min(len(tokens), batch or max(1, MEMORY // each))

@@ -79,7 +79,7 @@ class Direction:
         return self._with(other, "-")
 
     def __mul__(self, factor: float) -> Direction:
-        factor = real_number("factor", factor)
+        real_number("factor", factor)
         return Direction(self.vector * factor, self.site, f"{factor} {self.source}")
 
     __rmul__ = __mul__
@@ -117,7 +117,7 @@ class Direction:
 
     def add(self, factor: float = 1.0, **where: Any) -> Edit:
         """Adds ``factor`` times the vector at its site; ``where`` as in `jaxinterp.add`."""
-        return add(self.site, factor * self._at_site(), **where)
+        return add(self.site, real_number("factor", factor) * self._at_site(), **where)
 
     def _at_site(self) -> np.ndarray:
         """As an intervention takes it: with layers, [L 1 1 D]."""
@@ -138,7 +138,7 @@ class Direction:
         if not Path(path).exists():
             raise FileNotFoundError(f"There is no direction file {path}.")
         with damage_refused(path, "a direction file", "Find the direction again and save it."):
-            held = read_npz(path)
+            held = read_npz(path, "a direction file")
             if sorted(held) != ["about", "vector"] or held["vector"].dtype.kind != "f":
                 raise ValueError(f"it holds {', '.join(held) or 'nothing'}")
             site, source = parse_json(str(held["about"]), path)

@@ -12,7 +12,7 @@ placebo.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,9 @@ def stack(erasers: list[Eraser]) -> Eraser:
     )
 
 
-def leace(X: Any, labels: Any, *, affine: bool = True) -> Eraser:
+def leace(
+    X: Any, labels: Any, *, affine: bool = True, shrinkage: float | Literal["optimal"] = 0.0
+) -> Eraser:
     """Least-squares concept erasure (Belrose et al. 2023, arXiv:2306.03819, theorem 4.2).
 
     x' = x - W^+ U U^T W (x - mu), W = Sigma_xx^(-1/2), U the left singular vectors of W Sigma_xz:
@@ -97,12 +99,22 @@ def leace(X: Any, labels: Any, *, affine: bool = True) -> Eraser:
     X [n D]; labels [n] of classes, or [n Z] of numbers. Computed in float64. affine: False takes
     mu = 0 (the map is then linear).
 
+    shrinkage: the share from 0 to 1 of a multiple of the identity (of the same trace) that is mixed
+    into Sigma_xx. The default, 0, takes the covariance as it is: of all maps that erase the concept
+    from X, the one that changes X least. The reference library (``concept-erasure``) shrinks by
+    default, by the share that "optimal" computes from X (Bodnar, Gupta & Parolya 2014,
+    arXiv:1308.2608): another map, which erases the concept from X too, and which depends less on
+    the examples drawn where they are few for the width.
+
     Raises ``ValueError`` for labels of one class, values that are not finite, or too few examples.
     """
     X, Z, _ = _given(X, labels)
     mean = X.mean(0)
     centred, concept = X - mean, Z - Z.mean(0)
     values, V = np.linalg.eigh(centred.T @ centred / len(X))
+    share = _optimal_share(values, len(X)) if shrinkage == "optimal" else shrinkage
+    share = real_number("shrinkage", share, least=0, most=1)
+    values = (1 - share) * values + share * values.mean()
     kept = values > values.max() * len(values) * np.finfo(np.float64).eps
     root = np.sqrt(np.where(kept, values, 1))
     W = (V * np.where(kept, 1 / root, 0)) @ V.T
@@ -110,6 +122,16 @@ def leace(X: Any, labels: Any, *, affine: bool = True) -> Eraser:
     U, s, _ = np.linalg.svd(W @ (centred.T @ concept / len(X)), full_matrices=False)
     U = U[:, s > SMALL]
     return _eraser(W @ U, (W_back @ U).T, mean if affine else np.zeros_like(mean))
+
+
+def _optimal_share(values: np.ndarray, n: int) -> float:
+    """How much of the identity is mixed into a covariance of eigenvalues [D], of n examples.
+
+    The share is ``|S|_tr^2 / n`` over the squared distance of S from a multiple of the identity
+    (Bodnar et al. 2014, eq. 2.14 with an isotropic target), at most 1.
+    """
+    apart = np.square(values).sum() - values.sum() ** 2 / len(values)
+    return float(min(1.0, values.sum() ** 2 / n / apart)) if apart > 0 else 1.0
 
 
 def inlp(X: Any, labels: Any, rounds: int, *, penalty: float = 1e-3) -> Eraser:

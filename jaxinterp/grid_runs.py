@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from jaxinterp.cells import Cells
+from jaxinterp.checks import whole_number
 from jaxinterp.interventions import Shared
 from jaxinterp.metrics import Metric
 from jaxinterp.model import SITES, Model, Tokens, forward
@@ -106,8 +107,8 @@ class Driver:
 
 def batch_size(model: Model, tokens: Tokens, batch: int | None, memory: int) -> int:
     """Prompts per program: as asked for, or those whose base run fits ``memory`` bytes."""
-    if batch is not None and batch < 1:
-        raise ValueError(f"batch={batch}: a program holds at least one prompt.")
+    batch = whole_number("batch", batch, 1, optional=True)
+    memory = whole_number("memory", memory, 1)
     c = model.config
     width = 2 * c.d_model + 2 * c.n_kv_heads * c.d_head
     fitting = int(max(1, min(BATCH, memory // (4 * c.n_layers * tokens.shape[1] * width))))

@@ -74,7 +74,7 @@ def train(
 
     n, n_hidden = importance.shape[-1], whole_number("n_hidden", n_hidden, 1, MANY)
     steps, batch = whole_number("steps", steps, 1, LONG), whole_number("batch", batch, 1, MANY)
-    real_number("learning_rate", learning_rate, above=0)
+    learning_rate = real_number("learning_rate", learning_rate, above=0)
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def examples(key: jax.Array, density: jax.Array, size: int) -> jax.Array:

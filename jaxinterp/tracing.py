@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.cells import Cells, coordinates, label, make_cells
+from jaxinterp.checks import MANY, random_seed, real_number, whole_number
 from jaxinterp.components import position_mask
 from jaxinterp.grid_runs import (
     Driver,
@@ -97,11 +98,8 @@ def trace_causes(
     )
     if "layer" not in cells.where:
         raise ValueError(f"over={over} has no layer: tracing restores a site in some layers.")
-    if samples < 1 or window < 1 or not noise > 0:
-        raise ValueError(
-            f"samples={samples}, window={window}, noise={noise}: expected at least 1, at least 1 "
-            "and more than 0."
-        )
+    samples, window = whole_number("samples", samples, 1, MANY), whole_number("window", window, 1)
+    noise, seed = real_number("noise", noise, above=0), random_seed(seed)
     noised = position_mask(tokens, subject, "subject")
     sigma = noise * _deviation(model, tokens, noised)
     cells = Cells(cells.labels, {**cells.where, "layer": _windows(model, cells, window)})

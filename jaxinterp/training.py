@@ -105,7 +105,7 @@ def train(
     loop = Loop(model, optimizer)
     state, update, shapes = loop.begin(), loop.update(loss), _shapes(first)
     if saved is not None:
-        saved.run["program"] = _program(update.lower(state, first))
+        saved.run["program"] = _program(update, state, first)
     with contextlib.nullcontext() if saved is None else saved.held():
         done, lines, kept = 0, [], {0: loop.model(state)} if 0 in keep else {}
         about = None if saved is None else saved.about()
@@ -139,8 +139,8 @@ def train(
             given = first if step == 0 else batch(step)
             if _shapes(given) != shapes:  # it would compile the step again
                 raise ValueError(
-                    f"Batch {step} has arrays of shapes {_shapes(given)}, batch 0 had {shapes}: give "
-                    "all batches the same shapes (pad what is shorter)."
+                    f"Batch {step} has arrays of shapes {_shapes(given)}, batch 0 had {shapes}: "
+                    "give all batches the same shapes (pad what is shorter)."
                 )
             state, values, finite = update(state, given)
             waiting.append((step, values, finite))
@@ -258,9 +258,9 @@ def _history(lines: list[dict[str, float]], run: dict[str, Any]) -> xr.Dataset:
     )
 
 
-def _program(lowered: Any) -> dict[str, str]:
-    """A hash of a lowered function, and what it is lowered by."""
-    text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+def _program(compiled: Any, *given: Any) -> dict[str, str]:
+    """A hash of what a jitted function does with arguments, and what it is lowered by."""
+    text = hashlib.sha256(compiled.lower(*given).as_text().encode()).hexdigest()
     return {"text": text, "jax": jax.__version__, "platform": jax.default_backend()}
 
 
@@ -311,8 +311,8 @@ class Checkpoint:
         check_replaceable(self.folder)
         found = read_json_object(self.folder / "run.json")
         theirs, ours = dict(found.get("run") or {}), json.loads(json.dumps(self.run))
-        made = theirs.get("program"), ours.get("program")
-        if all(made) and any(made[0].get(n) != made[1][n] for n in ("jax", "platform")):
+        made = [dict(each.get("program") or {}) for each in (theirs, ours)]
+        if all(made) and any(made[0].get(n) != made[1].get(n) for n in ("jax", "platform")):
             del theirs["program"], ours["program"]  # the same step has another text there
         theirs["format"], ours["format"] = found.get("format"), FORMAT
         differ = sorted(n for n in theirs | ours if theirs.get(n) != ours.get(n))

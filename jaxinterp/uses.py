@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, real_number, whole_number
 from jaxinterp.erasure import Eraser, inlp, leace, mean_eraser, random_eraser, stack
 from jaxinterp.grid_runs import Driver, ignore
 from jaxinterp.interventions import Shared, apply
 from jaxinterp.metrics import Metric, check_metric, evaluate, kl, of_prompts
 from jaxinterp.model import Model, as_tokens, forward
+from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.sites import require
 from jaxinterp.points import collect, layers_in, places_in
 from jaxinterp.probes import fit_logistic, make_splits
@@ -68,6 +70,7 @@ def probe_and_erase(
     import xarray as xr
 
     tokens, labels = as_tokens(tokens), np.asarray(labels)
+    check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
     axes = require(model.config, site).axes
     if axes != ("position", "d_model"):
@@ -77,6 +80,9 @@ def probe_and_erase(
     if isinstance(method, str) and method not in METHODS:
         raise ValueError(f"method={method!r}, expected one of {', '.join(METHODS)} or a function.")
     made = METHODS[method] if isinstance(method, str) else method
+    whole_number("batch", batch, 1, optional=True)
+    placebos, seed = whole_number("placebos", placebos, 0, MANY), random_seed(seed)
+    penalty = real_number("penalty", penalty, above=0)
     splits = make_splits(labels, groups=groups, n_splits=1, shares=(0.4, 0.1, 0.5), seed=seed)
     test = splits.test[0]
     places, X = places_in(tokens, position), collect(model, tokens, position, site=site)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.model import Model, unembed
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.parts import normalize
@@ -41,8 +42,7 @@ def tokens_along(
         raise ValueError(f"In a {c.family} model the stream writes to no logits directly.")
     if np.ndim(rows) != 2 or np.shape(rows)[1] != c.d_model:
         raise ValueError(f"rows has shape {list(np.shape(rows))}, expected [n, {c.d_model}].")
-    if not 1 <= k <= c.n_logits:
-        raise ValueError(f"k={k}, expected 1 to {c.n_logits}.")
+    k = whole_number("k", k, 1, c.n_logits)
     value, token = _ends(model, jnp.asarray(rows, wide_dtype(model.params.embed.W_E)), k=k)
     dims = (unit, "end", "rank")
     data: dict[str, Any] = {"token": (dims, np.asarray(token)), "change": (dims, np.asarray(value))}

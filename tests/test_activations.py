@@ -65,8 +65,8 @@ def test_a_sample_is_of_the_stream_and_uniform():
     [
         ({"site": "z"}, "expected a layered site"),
         ({"site": "embed"}, "expected a layered site"),
-        ({"quantiles": [0.5, 1.5]}, "expected 0 to 1"),
-        ({"sample": 0}, "1 or more"),
+        ({"quantiles": [0.5, 1.5]}, "quantiles=1.5, expected"),
+        ({"sample": 0}, "sample=0, expected"),
         ({"layers": [3]}, "0 to 2"),
         ({"batches": []}, "no tokens"),
     ],

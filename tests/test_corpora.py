@@ -83,8 +83,8 @@ def test_rows_may_be_mappings_and_are_not_read_ahead():
 @pytest.mark.parametrize(
     ("rows", "sizes", "message"),
     [
-        (["w1"], (0, 1), "must hold a token"),
-        (["w1"], (4, 0), "must hold a token"),
+        (["w1"], (0, 1), "length=0, expected"),
+        (["w1"], (4, 0), "batch=0, expected"),
         (["w1", {"text": None}], (4, 1), "Row 1 has None"),
         ([{"body": "w1"}], (4, 1), "'text', expected text"),
     ],

@@ -181,7 +181,7 @@ X4, Y4 = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 1, 0, 1])
         (lambda: erasure.leace(X4[0], Y4), "expected"),
         (lambda: erasure.leace(X4, np.ones((4, 2))), "constant"),
         (lambda: erasure.inlp(X4, Y4 + 0.5, 1), "needs classes"),
-        (lambda: erasure.inlp(X4, Y4, 0), "at least one"),
+        (lambda: erasure.inlp(X4, Y4, 0), "rounds=0, expected"),
         (lambda: erasure.direction_eraser(np.zeros(3)), "length 0"),
         (lambda: erasure.random_eraser(3, 4), "1 to 3"),
         (lambda: erasure.leace(X4, Y4)(np.ones(4)), "width 3 cannot act on values of width 4"),

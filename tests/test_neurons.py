@@ -85,7 +85,7 @@ def test_written_tokens_are_those_of_dense_products(name):
     [
         (lambda m: neurons.top_examples(m, []), "no prompts"),
         (lambda m: neurons.top_examples(m, [IDS], site="z"), "'mlp_post' or 'mlp_pre'"),
-        (lambda m: neurons.top_examples(m, [IDS], k=0), "1 or more"),
+        (lambda m: neurons.top_examples(m, [IDS], k=0), "k=0, expected"),
         (lambda m: neurons.top_examples(m, [IDS], k=99), "fewer than 99"),
         (lambda m: neurons.top_examples(m, [IDS], layers=[3]), "0 to 2"),
         (lambda m: neurons.top_examples(m, [IDS, IDS[:2]]), "one shape"),

@@ -52,10 +52,10 @@ def test_known_regimes():
 @pytest.mark.parametrize(
     ("densities", "importances", "options", "message"),
     [
-        ([0.0], [1.0], {}, "in .0, 1"),
-        ([1.5], [1.0], {}, "in .0, 1"),
-        ([0.5], [-1.0], {}, "positive"),
-        ([0.5], [1.0], {"n_features": 1}, "at least 2"),
+        ([0.0], [1.0], {}, "densities=0.0, expected"),
+        ([1.5], [1.0], {}, "densities=1.5, expected"),
+        ([0.5], [-1.0], {}, "importances=-1.0, expected"),
+        ([0.5], [1.0], {"n_features": 1}, "n_features=1, expected .* from 2"),
     ],
 )
 def test_bad_input(densities, importances, options, message):

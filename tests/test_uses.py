@@ -61,7 +61,7 @@ def test_what_the_model_reads():
     [
         ({"method": "pca"}, "leace, mean, inlp"),
         ({"erase_at": "last"}, "'position' or 'all'"),
-        ({"layers": [9]}, "layers from 0 to 2"),
+        ({"layers": [9]}, "layers=9, expected .* from 0 to 2"),
         ({"site": "z"}, "stream's shape"),
         ({"position": 6}, "outside prompts"),
         ({"labels": np.zeros(40, int)}, "two classes"),

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxinterp.algorithmic.prompts import task_of, tokenizer_of
+from jaxinterp.algorithmic.prompts import generator, task_of, tokenizer_of
+from jaxinterp.checks import real_number, whole_number
 from jaxinterp.tasks import Task
 from jaxinterp.tasks.twins import check_request
 from jaxinterp.tokens import Tokenizer
@@ -58,10 +59,10 @@ def split(seed: Any = 0, share: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
 
     Raises ``ValueError`` for a share that leaves either side empty.
     """
-    n = round(share * P * P)
+    n = round(real_number("share", share, above=0, below=1) * P * P)
     if not 0 < n < P * P:
         raise ValueError(f"share={share}, expected between 0 and 1: both sides need prompts.")
-    order = np.random.default_rng(seed).permutation(P * P)
+    order = generator(seed).permutation(P * P)
     return np.sort(order[:n]), np.sort(order[n:])
 
 
@@ -74,8 +75,7 @@ def task(n: int = 64, seed: int = 0, *, corruption: Literal["a", "b"] = "a") -> 
     Raises ``ValueError`` for another corruption, n < 1 and n above 12,769.
     """
     check_request(tokenizer(), n, seed, None, corruption=(corruption, "a", "b"))
-    if n > P * P:
-        raise ValueError(f"n={n}: there are {P * P} different prompts.")
+    whole_number("n", n, 1, P * P)
     rng = np.random.default_rng(seed)
     clean = every()[rng.choice(P * P, n, replace=False)]
     corrupted, column = clean.copy(), "ab".index(corruption)

@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxinterp.algorithmic.prompts import at_least_one, pick, task_of, tokenizer_of
+from jaxinterp.algorithmic.prompts import at_least_one, generator, pick, task_of, tokenizer_of
+from jaxinterp.checks import whole_number
 from jaxinterp.tasks import Task
 from jaxinterp.tasks.twins import check_request
 from jaxinterp.tokens import Tokenizer
@@ -65,7 +66,7 @@ def strings(n: int, seed: Any = 0, kind: str | None = None) -> Strings:
     at_least_one(n=n)
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind={kind!r}, expected one of {', '.join(KINDS)}.")
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     drawn = rng.choice(len(KINDS), n, p=SHARES)
     kinds = drawn if kind is None else np.full(n, KINDS.index(kind))
     pairs = rng.integers(1, LONGEST // 2 + 1, n)
@@ -101,8 +102,7 @@ def task(
     Raises ``ValueError`` for n < 1 and numbers of pairs that are not within 1 to 20.
     """
     check_request(tokenizer(), n, seed, None, corruption=(corruption, "flip", "exchange"))
-    if not 1 <= pairs <= LONGEST // 2:
-        raise ValueError(f"pairs={pairs}, expected 1 to {LONGEST // 2}.")
+    whole_number("pairs", pairs, 1, LONGEST // 2)
     rng = np.random.default_rng(seed)
     steps = _balanced(rng, np.full(n, pairs))
     broken, places = _broken(rng, steps, corruption)

@@ -9,6 +9,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.metrics import logit_diff
 from jaxinterp.model import Tokens
 from jaxinterp.tasks import Task
@@ -93,7 +94,11 @@ def pick(rng: np.random.Generator, allowed: np.ndarray) -> np.ndarray:
 
 
 def at_least_one(**sizes: int) -> None:
-    """Refuse sizes below 1, naming them."""
+    """Refuse sizes that are no whole numbers from 1, naming them."""
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size}, expected 1 or more.")
+        whole_number(name, size, 1, MANY)
+
+
+def generator(seed: Any) -> np.random.Generator:
+    """NumPy's random generator of a seed, as `random_seed` takes it."""
+    return np.random.default_rng(random_seed(seed))

@@ -14,7 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxinterp.algorithmic.prompts import at_least_one, task_of, tokenizer_of
+from jaxinterp.algorithmic.prompts import at_least_one, generator, task_of, tokenizer_of
+from jaxinterp.checks import whole_number
 from jaxinterp.tasks import Task
 from jaxinterp.tasks.twins import check_request
 from jaxinterp.tokens import Tokenizer
@@ -73,7 +74,7 @@ def sequences(n: int, seed: Any = 0, length: int = CONTEXT) -> Sequences:
     Raises ``ValueError`` for sizes below 1.
     """
     at_least_one(n=n, length=length)
-    rng, rows = np.random.default_rng(seed), np.arange(n)
+    rng, rows = generator(seed), np.arange(n)
     ids, source = np.full((n, length), BOS, np.int32), np.full((n, length), -1, np.int32)
     rate = rng.uniform(*RATES, n)
     place, left = np.zeros(n, int), np.zeros(n, int)  # what is repeated next, and how long still
@@ -100,10 +101,9 @@ def said_twice(n: int, length: int = 40, seed: Any = 0) -> np.ndarray:
 
     Raises ``ValueError`` for n < 1 and lengths that are not within 1 to 120.
     """
-    at_least_one(n=n, length=length)
-    if length >= SIZE:
-        raise ValueError(f"length={length}: there are {SIZE - 1} syllables, and none repeats.")
-    half = _different(np.random.default_rng(seed), n, length)
+    at_least_one(n=n)
+    whole_number("length", length, 1, SIZE - 1)  # there are no more syllables, and none repeats
+    half = _different(generator(seed), n, length)
     return np.concatenate([np.full((n, 1), BOS, np.int32), half, half], 1)
 
 
@@ -130,9 +130,11 @@ def task(
     tokens than there are syllables.
     """
     check_request(tokenizer(), n, seed, None, corruption=(corruption, "break", "swap_answer"))
+    whole_number("length", length, 4)
+    whole_number("copy", copy, 2)
     others, fresh = length - 2 * copy, copy if corruption == "break" else 1
     most = SIZE - 1 + copy - fresh
-    if copy < 2 or not 2 * copy <= length <= most:
+    if others < 0 or length > most:
         raise ValueError(
             f"length={length}, copy={copy}: expected a copy of 2 or more, and prompts of twice as "
             f"many tokens up to {most}."

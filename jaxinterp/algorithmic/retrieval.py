@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jaxinterp.algorithmic.prompts import at_least_one, task_of, tokenizer_of
+from jaxinterp.algorithmic.prompts import at_least_one, generator, task_of, tokenizer_of
+from jaxinterp.checks import whole_number
 from jaxinterp.tasks import Task
 from jaxinterp.tasks.twins import check_request
 from jaxinterp.tokens import Tokenizer
@@ -53,10 +54,9 @@ def prompts(n: int, seed: Any = 0, pairs: int | None = None) -> Prompts:
     pairs that are not within 2 to 12.
     """
     at_least_one(n=n)
+    pairs = whole_number("pairs", pairs, *PAIRS, optional=True)
     low, high = PAIRS if pairs is None else (pairs, pairs)
-    if not PAIRS[0] <= low <= PAIRS[1]:
-        raise ValueError(f"pairs={pairs}, expected {PAIRS[0]} to {PAIRS[1]}.")
-    rng, rows = np.random.default_rng(seed), np.arange(n)[:, None]
+    rng, rows = generator(seed), np.arange(n)[:, None]
     count = rng.integers(low, high + 1, n)
     others = rng.integers(DISTRACTORS[0], DISTRACTORS[1] + 1, n)
     keys, values = _keys(rng, n, high), rng.choice(VALUES, (n, high))
@@ -92,8 +92,7 @@ def task(
     for name, size, (low, high) in (
         ("pairs", pairs, PAIRS), ("distractors", distractors, DISTRACTORS),
     ):  # fmt: skip
-        if not low <= size <= high:
-            raise ValueError(f"{name}={size}, expected {low} to {high}.")
+        whole_number(name, size, low, high)
     rng, rows = np.random.default_rng(seed), np.arange(n)
     keys = _keys(rng, n, pairs)
     values = rng.permuted(np.broadcast_to(VALUES, (n, len(VALUES))), axis=1)[:, :pairs]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxinterp.algorithmic.prompts import at_least_one
+from jaxinterp.algorithmic.prompts import at_least_one, generator
 from jaxinterp.metrics import logit_diff
 from jaxinterp.model import Tokens
 from jaxinterp.tasks import Task
@@ -56,7 +56,7 @@ class Images(NamedTuple):
 def images(n: int, seed: Any = 0) -> Images:
     """n images, each class as likely. Raises ``ValueError`` for n < 1."""
     at_least_one(n=n)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     labels = rng.integers(0, len(NAMES), n).astype(np.int32)
     places, noise = _places(rng, n), rng.normal(0, NOISE, (n, SIZE, SIZE))
     return Images((drawn(labels, places) + noise).astype(np.float32), labels)
@@ -72,7 +72,7 @@ def task(n: int = 64, seed: int = 0, *, pair: tuple[str, str] = ("square", "diam
     at_least_one(n=n)
     if len(set(pair)) != 2 or not set(pair) <= set(NAMES):
         raise ValueError(f"pair={pair}, expected two of {', '.join(NAMES)}.")
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     places, noise = _places(rng, n), rng.normal(0, NOISE, (n, SIZE, SIZE))
     labels = [np.full(n, NAMES.index(name), np.int32) for name in pair]
     clean, corrupted = (

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp.checks import numbers, whole_number
-from jaxinterp.circuits.circuit import Circuit, graph_of
+from jaxinterp.circuits.circuit import Circuit, graph_of, placed_scores
 from jaxinterp.circuits.graph import Graph
 from jaxinterp.circuits.masked import masked_metric
 from jaxinterp.circuits.runs import Direction, prepare
@@ -39,44 +39,26 @@ def importance(result: xr.DataArray) -> xr.DataArray:
     return out.rename("importance").assign_attrs(result.attrs)
 
 
-def _scores(graph: Graph, scores: Any) -> np.ndarray:
-    """float [R S]; -inf where there is no edge. From [E] in the graph's order, or [R S]."""
-    given = np.asarray(scores, np.float64)
-    if given.shape == (graph.n_edges,):
-        out = np.full(graph.exists.shape, -np.inf)
-        out[graph.exists] = given
-    elif given.shape == graph.exists.shape:
-        out = np.where(graph.exists, given, -np.inf)
-    else:
-        raise ValueError(
-            f"The scores have shape {list(given.shape)}, expected one per edge "
-            f"[{graph.n_edges}], in the graph's order."
-        )
-    if np.isnan(out).any():
-        raise ValueError("Some scores are NaN.")
-    return out
-
-
 def top_edges(
     model: Model | Graph, scores: Any, n: int, *, signed: bool = False, pruned: bool = True
 ) -> Circuit:
     """The n edges of the largest scores (by magnitude, unless ``signed``).
 
-    scores: `importance` [E]. pruned: without those that are then on no path from input to
-    logits. Ties are broken by the graph's order.
+    scores: `importance` [E], which the circuit keeps. pruned: without those that are then on no
+    path from input to logits. Ties are broken by the graph's order.
 
     Raises ``ValueError`` for n outside 1 to E, and scores of another shape or NaN.
     """
     graph = graph_of(model)
-    if not 1 <= n <= graph.n_edges:
-        raise ValueError(f"n={n}, expected 1 to {graph.n_edges} edges.")
-    place = _scores(graph, scores)[graph.exists]
+    n = whole_number("n", n, 1, graph.n_edges)
+    placed = placed_scores(graph, scores, -np.inf)
+    place = placed[graph.exists]
     order = np.argsort(-(place if signed else np.abs(place)), kind="stable")[:n]
     kept = np.zeros(graph.n_edges, bool)
     kept[order] = True
     edges = np.zeros(graph.exists.shape, bool)
     edges[graph.exists] = kept
-    circuit = Circuit(graph, edges)
+    circuit = Circuit(graph, edges, placed)
     return circuit.pruned() if pruned else circuit
 
 
@@ -90,9 +72,8 @@ def greedy_edges(
     Raises ``ValueError`` as `top_edges` does.
     """
     graph = graph_of(model)
-    if not 1 <= n <= graph.n_edges:
-        raise ValueError(f"n={n}, expected 1 to {graph.n_edges} edges.")
-    place = _scores(graph, scores)
+    n = whole_number("n", n, 1, graph.n_edges)
+    place = placed_scores(graph, scores, -np.inf)
     worth = np.where(graph.exists, place if signed else np.abs(place), -np.inf)
     edges = np.zeros(graph.exists.shape, bool)
     open_, reached = {graph.n_receivers - 1}, set[int]()
@@ -114,7 +95,7 @@ def greedy_edges(
                 if new not in open_:
                     open_.add(new)
                     spread(new)
-    circuit = Circuit(graph, edges)
+    circuit = Circuit(graph, edges, place)
     return circuit.pruned() if pruned else circuit
 
 

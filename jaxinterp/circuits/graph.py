@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.checks import one_of, whole_number
 from jaxinterp.model import Config
 
 
@@ -72,12 +73,17 @@ class Graph:
         return self.config.n_layers * self.reads + 1
 
     def sender(self, layer: int, head: int | None = None) -> int:
-        """The index of a head, or of a layer's MLP."""
+        """The index of a head, or of a layer's MLP. Raises ``ValueError`` for one not there."""
+        whole_number("layer", layer, 0, self.config.n_layers - 1)
+        whole_number("head", head, 0, self.config.n_heads - 1, optional=True)
         return 1 + layer * self.per_layer + (self.config.n_heads if head is None else head)
 
     def receiver(self, layer: int, kind: str, head: int = 0) -> int:
-        """The index of a receiver within the blocks."""
-        return layer * self.reads + self.slots[kind].start + head
+        """The index of a receiver within the blocks. Raises ``ValueError`` for one not there."""
+        slot = self.slots[one_of("kind", kind, self.slots)]
+        whole_number("layer", layer, 0, self.config.n_layers - 1)
+        whole_number("head", head, 0, slot.stop - slot.start - 1)
+        return layer * self.reads + slot.start + head
 
     @functools.cached_property
     def senders(self) -> tuple[str, ...]:
@@ -197,10 +203,9 @@ class Graph:
     def where(self, receiver: int) -> tuple[str, int, int]:
         """(kind, layer, head) of a receiver; ``logits`` is ("logits", last layer, 0).
 
-        Raises ``IndexError`` for a number that is none.
+        Raises ``ValueError`` for a number that is none.
         """
-        if not 0 <= receiver < self.n_receivers:
-            raise IndexError(f"receiver {receiver} of {self.n_receivers}.")
+        receiver = whole_number("receiver", receiver, 0, self.n_receivers - 1)
         if receiver == self.n_receivers - 1:
             return "logits", self.config.n_layers - 1, 0
         layer, slot = divmod(receiver, self.reads)
@@ -208,7 +213,8 @@ class Graph:
         return kind, layer, slot - self.slots[kind].start
 
     def layer_of(self, sender: int) -> int:
-        """The layer a sender is in; -1 for ``input``."""
+        """The layer a sender is in; -1 for ``input``. Raises ``ValueError`` for one not there."""
+        sender = whole_number("sender", sender, 0, self.n_senders - 1)
         return (sender - 1) // self.per_layer if sender else -1
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import numbers
 from jaxinterp.circuits.circuit import Circuit
 from jaxinterp.circuits.discovery import greedy_edges, top_edges
 from jaxinterp.circuits.masked import masked_metric
@@ -169,6 +170,7 @@ def faithfulness_curve(
     if select not in choose:
         raise ValueError(f"select={select!r}, expected 'top' or 'greedy'.")
     graph = Circuit.full(model).graph
+    fractions = numbers("fractions", fractions, above=0, most=1).tolist()
     circuits = [
         choose[select](model, scores, max(1, round(k * graph.n_edges)), signed=signed)
         for k in fractions

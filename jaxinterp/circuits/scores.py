@@ -11,7 +11,11 @@ the metric at its receiver's input. Where the gradient is taken is what tells th
     ig-edges             averaged over all edges exchanged by the same fraction; the scores then add
                          up to the whole effect (completeness; Sundararajan et al. 2017)
 
-Integrals are taken at the midpoints of ``steps`` equal parts.
+Integrals are taken at the midpoints of ``steps`` equal parts. The code of the authors of
+eap-ig-inputs takes the ends nearer to the corrupted run (rule="left"): few steps then give other
+scores, many the same. Their code for eap-ig-activations multiplies what a sender writes by the
+average of the gradients on the lines of all sublayers; here it is its own line's, as the definition
+says, so that the two differ whatever the steps.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.checks import MANY, whole_number
+from jaxinterp.checks import MANY, one_of, whole_number
 from jaxinterp.circuits.circuit import Circuit, graph_of
 from jaxinterp.circuits.edges import chosen_edges
 from jaxinterp.circuits.masked import Held, added, measure, walk
@@ -39,6 +43,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Method = Literal["eap", "eap-ig-inputs", "eap-ig-activations", "ig-edges"]
+Rule = Literal["midpoint", "left"]
 
 
 def attribute_edges(
@@ -50,6 +55,7 @@ def attribute_edges(
     edges: Circuit | Iterable[str] | None = None,
     method: Method = "eap",
     steps: int = 5,
+    rule: Rule = "midpoint",
     direction: Direction = "noise",
     alternative: Any = "run",
     tokenizer: Any = None,
@@ -64,17 +70,24 @@ def attribute_edges(
     per batch (times ``steps``; times ``1 + 2 L`` too for eap-ig-activations). on_done: called with
     the number of prompts done.
 
+    rule: where gradients are taken in each of ``steps`` equal parts of the line between the runs:
+    at its "midpoint", or at its "left" end, the one nearer to the corrupted run, which gives the
+    eap-ig-inputs of the authors' code (github.com/hannamw/EAP-IG). With few steps the two differ.
+    Their eap-ig-activations takes the gradients of all sublayers' lines together where the
+    definition, followed here, takes those of the sender's own: no rule gives it.
+
     Raises ``ValueError`` as `patch_edges` does, and where the gradient vanishes although the two
     runs differ: that of a divergence from the clean run (KL, squared error) is zero there.
     """
     if method not in get_args(Method):
         raise ValueError(f"method={method!r}, expected one of {', '.join(get_args(Method))}.")
-    steps = whole_number("steps", steps, 1, MANY)
+    steps, rule = whole_number("steps", steps, 1, MANY), one_of("rule", rule, get_args(Rule))
+    points = _points(steps, rule, direction)
     chosen = chosen_edges(graph_of(model), edges)
     runs = prepare(model, clean, corrupted, metric, direction, alternative, batch, on_done=on_done)
 
     def run(part: Part) -> np.ndarray:
-        scores = np.asarray(_SCORES[method](part, steps))
+        scores = np.asarray(_SCORES[method](part, points))
         _check_gradient(scores, part)
         return part.baselines[0] + scores[chosen]
 
@@ -82,7 +95,7 @@ def attribute_edges(
     names = Circuit(runs.graph, chosen).names
     fields = {"intervention": "edge", "method": method, **(record or {})}
     if method != "eap":
-        fields["steps"] = steps
+        fields |= {"steps": steps, "rule": rule}
     return edge_result(runs, names, values, ends, tokenizer, **fields)
 
 
@@ -122,21 +135,25 @@ def _product(model: Model, gradient: jax.Array, gap: jax.Array) -> jax.Array:
     return einsum(model.config, "rbpd,sbpd->rsb", gradient, gap)
 
 
-def _midpoints(steps: int) -> np.ndarray:
-    return (np.arange(steps, dtype=np.float32) + 0.5) / steps
+def _points(steps: int, rule: Rule, direction: Direction) -> np.ndarray:
+    """How far from the patched run to the other one the gradients are taken, [steps]."""
+    begin = np.arange(steps, dtype=np.float32) / steps
+    if rule == "midpoint":
+        return begin + np.float32(0.5) / steps
+    return begin if direction == "denoise" else 1 - begin  # counted from the corrupted run
 
 
-def _eap(part: Part, steps: int) -> jax.Array:
+def _eap(part: Part, points: np.ndarray) -> jax.Array:
     gradient, _ = gradients(part.model, part.tokens, part.metric)
     return _edges_only(part, _product(part.model, gradient, part.gap))
 
 
-def _eap_ig_inputs(part: Part, steps: int) -> jax.Array:
+def _eap_ig_inputs(part: Part, points: np.ndarray) -> jax.Array:
     where = np.zeros(part.graph.n_senders, bool)
     where[0] = True
     total = jnp.zeros(())
-    for share in _midpoints(steps):
-        total = total + _held_at(part, where, share) / steps
+    for share in points:
+        total = total + _held_at(part, where, share) / len(points)
     return _edges_only(part, _product(part.model, total, part.gap))
 
 
@@ -146,7 +163,7 @@ def _held_at(part: Part, where: np.ndarray, share: float) -> jax.Array:
     return gradients(part.model, part.tokens, part.metric, held)[0]
 
 
-def _eap_ig_activations(part: Part, steps: int) -> jax.Array:
+def _eap_ig_activations(part: Part, points: np.ndarray) -> jax.Array:
     graph = part.graph
     out = jnp.zeros((*graph.exists.shape, len(part.tokens)), part.gap.dtype)
     layers = np.array([graph.layer_of(s) for s in range(graph.n_senders)])
@@ -155,20 +172,20 @@ def _eap_ig_activations(part: Part, steps: int) -> jax.Array:
         for mlp in {False} if layer < 0 or graph.config.attention_only else {False, True}:
             where = (layers == layer) & (is_mlp == mlp)
             total = jnp.zeros(())
-            for share in _midpoints(steps):
-                total = total + _held_at(part, where, share) / steps
+            for share in points:
+                total = total + _held_at(part, where, share) / len(points)
             scores = _product(part.model, total, part.gap)
             out = jnp.where(jnp.asarray(where)[:, None], scores, out)
     return _edges_only(part, out)
 
 
-def _ig_edges(part: Part, steps: int) -> jax.Array:
+def _ig_edges(part: Part, points: np.ndarray) -> jax.Array:
     total: Any = 0.0
-    for share in _midpoints(steps):
+    for share in points:
         mask = jnp.asarray(part.graph.exists, part.gap.dtype) * share
         gradient, written = gradients(part.model, part.tokens, part.metric, None, mask, part.other)
         gap = wide(part.other) - wide(written)
-        total = total + _product(part.model, gradient, gap) / steps
+        total = total + _product(part.model, gradient, gap) / len(points)
     return _edges_only(part, total)
 
 
@@ -176,7 +193,7 @@ def _edges_only(part: Part, scores: jax.Array) -> jax.Array:
     return jnp.where(jnp.asarray(part.graph.exists)[:, :, None], scores, 0)
 
 
-_SCORES: dict[str, Callable[[Part, int], jax.Array]] = {
+_SCORES: dict[str, Callable[[Part, np.ndarray], jax.Array]] = {
     "eap": _eap,
     "eap-ig-inputs": _eap_ig_inputs,
     "eap-ig-activations": _eap_ig_activations,

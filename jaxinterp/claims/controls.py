@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.interventions import Edit, Shared, is_shared, unshare
 from jaxinterp.model import SITES, Config
 from jaxinterp.model.sites import axis_size
@@ -30,9 +31,10 @@ def random_components(
     Raises ``ValueError`` for edits that name no single component, values of one layer only, and
     more components than are left.
     """
-    edits = _edits(intervention)
-    if not edits or draws < 1:
-        raise ValueError(f"{len(edits)} edits, draws={draws}: expected at least 1 of each.")
+    edits, seed = _edits(intervention), random_seed(seed)
+    whole_number("draws", draws, 1, MANY)
+    if not edits:
+        raise ValueError("There are no edits to move: give an intervention at a component.")
     groups: dict[tuple[str, tuple[str, ...]], dict[tuple[int, ...], list[int]]] = {}
     for i, edit in enumerate(edits):
         axes, component = zip(*_component(edit).items(), strict=True)

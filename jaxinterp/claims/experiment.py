@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from jaxinterp.checks import real_number
 from jaxinterp.claims.plain import held, to_plain
 from jaxinterp.metrics import evaluate
 from jaxinterp.model import Model, as_tokens
@@ -154,8 +155,7 @@ class Experiment:
         tokens = as_tokens(self.tokens)
         if len(tokens) < 2:
             raise ValueError(f"{self.name!r} has one prompt: an interval needs at least 2.")
-        if self.margin is not None and not 0 < self.margin < np.inf:
-            raise ValueError(f"{self.name!r} has the margin {self.margin}: expected above 0.")
+        real_number("margin", self.margin, above=0, optional=True)
         if self.texts and len(self.texts) != len(tokens):
             raise ValueError(f"{self.name!r} has {len(self.texts)} texts, {len(tokens)} prompts.")
         for field, value in (("tokens", tokens), ("intervention", given), ("metric", self.metric)):

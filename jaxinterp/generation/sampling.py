@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import real_number, whole_number
 from jaxinterp.metrics.arguments import indices, is_concrete
 from jaxinterp.model import Model
 
@@ -63,14 +64,10 @@ def as_sampling(
 ) -> Sampling:
     """The options of `generate` as arrays, checked."""
     size = model.config.vocab_size
-    for name, value, fits, expected in (
-        ("temperature", temperature, lambda t: 0 <= t < np.inf, "a number of at least 0"),
-        ("top_k", top_k, lambda k: k is None or 1 <= k == int(k), "a whole number from 1"),
-        ("top_p", top_p, lambda p: p is None or 0 < p <= 1, "more than 0 and at most 1"),
-        ("pad", pad, lambda i: 0 <= i < size, f"a token id from 0 to {size - 1}"),
-    ):
-        if is_concrete(value) and not (np.ndim(value) == 0 and fits(value)):
-            raise ValueError(f"{name}={value!r}, expected {expected}.")
+    real_number("temperature", temperature, least=0)
+    whole_number("top_k", top_k, 1, optional=True)
+    real_number("top_p", top_p, above=0, most=1, optional=True)
+    whole_number("pad", pad, 0, size - 1)
     hint = f"token ids from 0 to {size - 1}"
     stops = np.zeros(0, np.int32) if stop is None else indices(stop, "stop", hint)
     if ((stops < 0) | (stops >= size)).any():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.grid_runs import Driver, check_pair, recorded
 from jaxinterp.interchange.subspace import check_site, replace_component
 from jaxinterp.interventions import axes_of, replace
@@ -245,16 +246,14 @@ def place_of(
         raise ValueError(f"{site!r} names layer {named} already: leave out layer=.")
     layer = named if layer is None else layer
     check_places(model, name, base, source, whole=position is None)
-    if layer is None or not 0 <= layer < model.config.n_layers:
-        raise ValueError(
-            f"layer={layer}: an interchange happens in one layer, 0 to {model.config.n_layers - 1}."
-        )
+    layer = whole_number("layer", layer, 0, model.config.n_layers - 1)
     if position is None and source_position is not None:
         raise ValueError("source_position= is given without position=.")
     has = "head" in SITES[name].axes
     heads = axis_size(model.config, SITES[name], "head") if has else None
-    if head is not None and not 0 <= head < (heads or 0):
-        raise ValueError(f"head={head}, but {name!r} has {heads or 'no'} heads, from 0.")
+    if head is not None and not heads:
+        raise ValueError(f"head={head}, but {name!r} has no heads: leave it out.")
+    head = whole_number("head", head, 0, (heads or 1) - 1, optional=True)
     if position is None:
         return Place(name, layer, head=head)
     theirs = position if source_position is None else source_position

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, real_number, whole_number
 from jaxinterp.model import Tokens, as_tokens
 from jaxinterp.results import fingerprint
 from jaxinterp.tokens import Tokenizer
@@ -179,8 +180,8 @@ def interchange_task(
 
     Raises ``ValueError`` as `counterfactual` does, and where no pairs of a wanted kind come up.
     """
-    if n < 1 or (changed is not None and not 0 <= changed <= 1):
-        raise ValueError(f"n={n}, changed={changed}: expected n from 1 and a share of 0 to 1.")
+    n, seed = whole_number("n", n, 1, MANY), random_seed(seed)
+    changed = real_number("changed", changed, least=0, most=1, optional=True)
     rng = np.random.default_rng(seed)
     wanted = None if changed is None else rng.permutation(np.arange(n) < round(changed * n))
     pairs: list[tuple[Inputs, Inputs, Any]] = []

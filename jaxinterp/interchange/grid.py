@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxinterp.cells import Cells as Grid
 from jaxinterp.cells import coordinates, label, make_cells
+from jaxinterp.checks import whole_number
 from jaxinterp.grid_runs import Driver, batch_size, ignore, site_and_layers
 from jaxinterp.interchange.accuracy import (
     Goal,
@@ -108,6 +109,7 @@ def sweep_das(
     recipe, width = recipe_of(
         model, name, rank, steps, learning_rate, batch, seed, penalty, temperature
     )
+    whole_number("memory", memory, 1)
     split_rows = split(len(base), held_out, seed)
     search = Search(model, base, source, goal, name, grid, at, recipe, *split_rows, memory)
     values, full, bases, ranks = search.run(on_done)

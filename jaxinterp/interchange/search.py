@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import real_number, whole_number
 from jaxinterp.grid_runs import Driver, batch_size, recorded
 from jaxinterp.interchange.accuracy import (
     Place,
@@ -159,8 +160,8 @@ def train_das(
     recipe, width = recipe_of(
         model, place.site, rank, steps, learning_rate, batch, seed, penalty, temperature
     )
-    fitted, held = split(len(base), held_out, seed)
     size = batch_size(model, base, None, memory)
+    fitted, held = split(len(base), held_out, seed)
     values = layer_values(model, source[fitted], place.site, place.layer, size)
     own, sources = place.of(fitted), source[fitted]
     given = np.asarray(part_at(values, sources, own.source_position, own.head))[None]
@@ -186,8 +187,7 @@ def train_das(
 
 def split(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows held out, both sorted. A share of 0: the same rows for both."""
-    if not 0 <= share < 1:
-        raise ValueError(f"held_out={share}, expected a share of the pairs from 0 to below 1.")
+    share = real_number("held_out", share, least=0, below=1)
     count = round(share * n)
     if share and not 0 < count < n:
         raise ValueError(
@@ -232,7 +232,7 @@ def recipe_of(
     width = axis_size(model.config, SITES[site], SITES[site].axes[-1]) or 0
     if isinstance(rank, str) and rank != "boundless":
         raise ValueError(f"rank={rank!r}, expected a number of directions or 'boundless'.")
-    number = None if isinstance(rank, str) else int(rank)
+    number = None if isinstance(rank, str) else whole_number("rank", rank, 1, width)
     recipe = Recipe(number, steps, learning_rate, batch, seed, penalty, temperature)
     check_recipe(recipe, width)
     return recipe, width

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxinterp.checks import whole_number
+from jaxinterp.checks import MANY, whole_number
 from jaxinterp.generation import generate
 from jaxinterp.grid_runs import recorded
 from jaxinterp.interventions import replace
@@ -49,7 +49,7 @@ def patchscope(
     import xarray as xr
 
     source, target = as_tokens(source), as_tokens(target)
-    n_new = whole_number("n_new", n_new, 1)
+    n_new = whole_number("n_new", n_new, 1, MANY)
     if len(target) == 1 and len(source) > 1:
         target = target[np.zeros(len(source), int)]
     if len(target) != len(source):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.grid_runs import batch_size
 from jaxinterp.lens.kinds import Lens, LogitLens
 from jaxinterp.lens.readout import Reading, read_rows
@@ -62,8 +63,7 @@ def read(
     check_tokens(model.config, tokens)
     name, axes = _site(model, site, lens)
     wanted, known = _targets(tokens, targets)
-    if not 1 <= top <= model.config.n_logits:
-        raise ValueError(f"top={top}, expected 1 to {model.config.n_logits} (the vocabulary).")
+    top = whole_number("top", top, 1, model.config.n_logits)
     interventions = as_interventions(model.config, interventions, tokens)
     size = len(tokens) if interventions else batch_size(model, tokens, batch, MEMORY)
     pieces = []

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from jaxinterp.checks import LONG, MANY, one_of, real_number, whole_number
 
 Activation = Literal[
     "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu", "tanh", "identity"
@@ -25,6 +29,36 @@ class Rotary:
     theta: float = 10_000.0
     interleaved: bool = False
     scaling: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        whole_number("dim", self.dim, 2, MANY)
+        if self.dim % 2:
+            raise ValueError(f"dim={self.dim}, expected an even number: dimensions turn in pairs.")
+        real_number("theta", self.theta, above=0)
+        if self.scaling:
+            _check_scaling(self.scaling)
+
+
+# The numbers of each kind of rotary scaling, in order.
+_SCALINGS = {
+    "linear": ("factor",),
+    "llama3": ("factor", "low", "high", "original_context"),
+    "yarn": ("factor", "beta_fast", "beta_slow", "original_context", "attention_factor"),
+}
+
+
+def _check_scaling(scaling: tuple[Any, ...]) -> None:
+    """Refuse a rotary scaling of another kind, or with numbers that no model has."""
+    kind, *numbers = scaling
+    one_of("scaling", kind, _SCALINGS)
+    if kind == "yarn" and len(numbers) == 6:
+        *numbers, truncate = numbers
+        one_of("truncate", truncate, (True, False))
+    names = _SCALINGS[kind]
+    if len(numbers) != len(names):
+        raise ValueError(f"scaling={scaling!r}, expected {kind!r} and {', '.join(names)}.")
+    for name, number in zip(names, numbers, strict=True):
+        real_number(name, number, above=0, optional=name == "attention_factor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +122,7 @@ class Config:
     precision: Literal["highest", "high", "default"] = "highest"
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         if not self.n_kv_heads:
             object.__setattr__(self, "n_kv_heads", self.n_heads)
         if not self.attn_scale:
@@ -111,6 +146,25 @@ class Config:
         if self.parallel and self.norm_stream:
             raise ValueError("parallel blocks have no stream norm: set norm_stream=False.")
 
+    def _check_numbers(self) -> None:
+        """Refuse choices that do not exist and numbers that no model has."""
+        for name, (least, most) in _SIZES.items():
+            value = whole_number(name, getattr(self, name), least, most)
+            object.__setattr__(self, name, value)
+        for name in ("attn_scale", "attn_softcap", "logit_softcap"):
+            real_number(name, getattr(self, name), least=0)
+        real_number("embed_scale", self.embed_scale)
+        real_number("norm_eps", self.norm_eps, above=0)
+        for name, choices in _choices().items():
+            one_of(name, getattr(self, name), choices)
+        kinds = max(len(self.rotary), 1)
+        for name, most in (("windows", LONG), ("rotary_kind", kinds - 1)):
+            given = tuple(whole_number(name, each, 0, most) for each in getattr(self, name))
+            object.__setattr__(self, name, given)
+        for kind in self.rotary:
+            if not isinstance(kind, Rotary) or kind.dim > self.d_head:
+                raise ValueError(f"rotary={kind!r}, expected a Rotary of at most {self.d_head}.")
+
     @property
     def n_logits(self) -> int:
         """The size of what the unembedding gives."""
@@ -131,11 +185,52 @@ class Config:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Config:
-        """The inverse of :meth:`to_dict`."""
-        fields = dict(fields)
+        """The inverse of :meth:`to_dict`.
+
+        Raises ``ValueError`` for fields that are missing, unknown, or hold what none may hold.
+        """
+        fields = _known(cls, fields, "A config")
+        for name in ("windows", "rotary_kind", "rotary"):
+            fields[name] = _tuple(name, fields.get(name, ()))
+        kinds = [_known(Rotary, kind, "A kind of rotary layer") for kind in fields["rotary"]]
         fields["rotary"] = tuple(
-            Rotary(**{**kind, "scaling": tuple(kind["scaling"])}) for kind in fields["rotary"]
+            Rotary(**{**kind, "scaling": _tuple("scaling", kind.get("scaling", ()))})
+            for kind in kinds
         )
-        for name in ("windows", "rotary_kind"):
-            fields[name] = tuple(fields[name])
         return cls(**fields)
+
+
+@functools.cache
+def _choices() -> dict[str, tuple[Any, ...]]:
+    """What each field may be that has a closed list of values, by its annotation."""
+    hints = get_type_hints(Config)
+    closed = {name: get_args(kind) for name, kind in hints.items() if get_origin(kind) is Literal}
+    return closed | {name: (True, False) for name, kind in hints.items() if kind is bool}
+
+
+# The least and the most of each size.
+_SIZES = {
+    "n_layers": (1, 100_000), "d_model": (1, MANY), "n_heads": (1, MANY), "d_head": (1, MANY),
+    "d_mlp": (0, MANY), "vocab_size": (1, LONG), "n_ctx": (1, LONG), "n_kv_heads": (0, MANY),
+    "n_token_types": (0, MANY), "n_outputs": (0, LONG),
+}  # fmt: skip
+
+
+def _known(kind: type, fields: Any, what: str) -> dict[str, Any]:
+    """The fields of a dataclass, from another's dict."""
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"{what} is {fields!r}, expected a mapping of its fields.")
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    unknown = [repr(name) for name in fields if name not in known]
+    if unknown:
+        raise ValueError(f"{what} has no field {', '.join(unknown)}: expected {', '.join(known)}.")
+    needed = [n for n, field in known.items() if field.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in fields]:
+        raise ValueError(f"{what} lacks {', '.join(missing)}: expected at least {needed}.")
+    return dict(fields)
+
+
+def _tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name}={value!r}, expected a list.")
+    return tuple(value)

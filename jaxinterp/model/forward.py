@@ -22,7 +22,7 @@ from jaxinterp.model.block import block
 from jaxinterp.model.compiled import jit
 from jaxinterp.model.inputs import Tokens, as_tokens, check_tokens
 from jaxinterp.model.layers import Layer, layers_of, make_context
-from jaxinterp.model.params import Model
+from jaxinterp.model.params import Model, check_model
 from jaxinterp.model.parts import activation, einsum, normalize, softcap
 from jaxinterp.model.record import Activations, Record, as_record, scan_layers
 from jaxinterp.model.taps import Frame, Intervention, Tap, as_interventions, norm_site
@@ -52,6 +52,7 @@ def embed(
 
     ``frame`` says which columns the tokens are (by default all of them).
     """
+    check_model(model)
     c, p, tokens = model.config, model.params.embed, as_tokens(tokens)
     tap = Tap(c, interventions, as_record(c, record).sites, tokens.positions)
     frame = Frame(tokens.positions) if frame is None else frame
@@ -87,6 +88,7 @@ def run_layers(
 
     Raises ``ValueError`` for bounds that are no range of layers; traced ones pass.
     """
+    check_model(model)
     c, tokens = model.config, as_tokens(tokens)
     interventions, record = tuple(interventions), as_record(c, record)
     stop = c.n_layers if stop is None else stop

@@ -155,7 +155,7 @@ def _ragged(values: Any) -> list[np.ndarray] | None:
     if not isinstance(values, (list, tuple)):
         return None
     lengths = [
-        len(row) if isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) else None
+        len(row) if isinstance(row, (list, tuple)) or getattr(row, "ndim", 0) > 0 else None
         for row in values
     ]
     if None in lengths or len(set(lengths)) < 2:

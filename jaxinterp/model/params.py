@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
+from jaxinterp.checks import real_number
 from jaxinterp.model.config import Config
 
 Leaf = Any  # a jax.Array, a ShapeDtypeStruct or a sharding: whatever the tree maps over
@@ -191,12 +193,48 @@ def shapes(config: Config, dtype: Any = jnp.float32) -> Params:
     )
 
 
+def check_model(model: Model) -> None:
+    """Refuse parameters that are not those of the model's config, by the leaf's name.
+
+    Which arrays there are and their shapes have to be as `shapes` says. They are of any
+    floating-point dtypes, also of several, and may be traced or abstract. A batch of models, with
+    an axis before all others, is one for ``jax.vmap``: what is inside it is checked.
+    """
+    wanted, found = _by_name(shapes(model.config)), _by_name(model.params)
+    for name in [*wanted, *found]:
+        leaf, expected = found.get(name), wanted.get(name)
+        if leaf is None or expected is None:
+            told = "has no" if leaf is None else "has a"
+            raise ValueError(
+                f"{model.name} {told} params{name}, and its config "
+                f"{'needs one of shape ' + str(list(expected.shape)) if expected else 'has none'}: "
+                "are the parameters and the config of one model?"
+            )
+        if np.shape(leaf) != expected.shape:
+            raise ValueError(
+                f"params{name} of {model.name} has shape {list(np.shape(leaf))}, expected "
+                f"{list(expected.shape)}: are the parameters and the config of one model?"
+            )
+        dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"params{name} of {model.name} is {dtype}, expected a floating-point dtype."
+            )
+
+
+def _by_name(params: Any) -> dict[str, Any]:
+    """The leaves by their paths, such as ``.blocks.attn.W_Q``."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
 def init(config: Config, key: jax.Array, scale: float = 1.0) -> Model:
     """A randomly initialised model: weights normal with std ``scale / sqrt(fan_in)``.
 
     Embeddings have std ``scale``, gains are 1, biases and shifts 0. The outputs of both
     sublayers are divided by sqrt(2 L), as in GPT-2.
     """
+    scale = real_number("scale", scale, least=0)
     tree = shapes(config)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(tree)
     keys = jax.random.split(key, len(leaves))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import MANY, real_number, whole_number
 from jaxinterp.model.compiled import jit
 from jaxinterp.probes.fit import Probes, alike, moments
 
@@ -52,6 +53,10 @@ def fit_logistic(
     where float32 ends. scaled: activations are scaled to deviation 1 over each split's examples.
     All is calculated in the dtype of X, or in float32 where that is less.
     """
+    n_classes, max_steps = (
+        whole_number("n_classes", n_classes, 2), whole_number("max_steps", max_steps, 1, MANY)
+    )  # fmt: skip
+    tolerance = real_number("tolerance", tolerance, least=0)
     used = int((np.asarray(weights) > 0).sum(-1).max())
     X, *others = alike(X, weights, penalties, tolerance)
     targets = jnp.asarray(targets)

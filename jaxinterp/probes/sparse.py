@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.probes.probe import PENALTIES, Fits, given, majority
 from jaxinterp.probes.splits import Splits
 
@@ -42,7 +43,8 @@ def sparse_probe(
 
     X, targets, classes, splits, names = given(X, labels, points, groups, splits, seed)
     width = X.shape[-1]
-    if not len(ks) or list(ks) != sorted(set(ks)) or not 1 <= ks[0] <= ks[-1] <= width:
+    ks = [whole_number("ks", k, 1, width) for k in ks]
+    if not ks or ks != sorted(set(ks)):
         raise ValueError(f"ks={list(ks)}, expected rising numbers from 1 to {width}.")
     accuracy = np.zeros((len(X), len(splits), len(ks)))
     unit = np.zeros((len(X), len(splits), ks[-1]), int)

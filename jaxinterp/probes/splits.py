@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.checks import MANY, numbers, random_seed, whole_number
+
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
@@ -74,8 +76,9 @@ def make_splits(
     """
     labels = np.asarray(labels)
     check_labels(labels)
-    if len(shares) != 3 or min(shares) <= 0:
+    if len(numbers("shares", shares, above=0)) != 3:
         raise ValueError(f"shares={shares}, expected three positive numbers.")
+    n_splits, seed = whole_number("n_splits", n_splits, 1, MANY), random_seed(seed)
     groups = None if groups is None else np.asarray(groups)
     if groups is not None and groups.shape != labels.shape:
         raise ValueError(f"There are {len(groups)} groups for {len(labels)} labels.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.files import whole
 from jaxinterp.report.tables import Axis, Study, arrange, study, visible
 
@@ -93,7 +94,7 @@ def spread(
     """
     from jaxinterp.report.picture import Picture
 
-    found = study(result)
+    found, k = study(result), whole_number("k", k, 1)
     cells = found.order[:k].tolist()
     labels = ["clean", "corrupted", *(found.name(cell) for cell in cells)]
     if found.defined:

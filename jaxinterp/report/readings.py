@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.report.plots import BLUE, INK, ORANGE, RULE, SOFT, bare, plain, written
 from jaxinterp.report.tables import visible
 
@@ -46,7 +47,7 @@ def lens_table(
         raise ValueError(f"colour={colour!r}, expected one of {', '.join(SHADES)}.")
     if "top_text" not in reading or "head" in reading.dims:
         raise ValueError("A lens table needs texts and no head axis: read with tokenizer=.")
-    one = reading.sel(prompt=prompt)
+    one = reading.isel(prompt=whole_number("prompt", prompt, 0, reading.sizes["prompt"] - 1))
     one = one.isel(position=np.flatnonzero(np.isfinite(one.kl.values).all(0)))
     values = one[colour].values if colour in one else np.exp(one.top_log_prob.values[..., 0])
     texts, tokens = one.top_text.values[..., 0], one.token.values

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, whole_number
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -163,12 +165,13 @@ def summarize(
     for the metric itself. Cells are ordered by their distance from the unpatched run. When
     clean and corrupted agree, shares are NaN and ``notes`` says so.
     """
-    return summary_of(study(result, samples=samples, seed=seed), k)
+    samples = whole_number("samples", samples, 1, MANY)
+    return summary_of(study(result, samples=samples, seed=random_seed(seed)), k)
 
 
 def summary_of(found: Study, k: int) -> dict[str, Any]:
     """`summarize` for a result that has been read."""
-    rows = []
+    k, rows = whole_number("k", k), []
     for cell in found.order[:k]:
         row: dict[str, Any] = {}
         for axis, i in zip(found.axes, found.index(int(cell)), strict=True):

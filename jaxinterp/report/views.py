@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.checks import whole_number
 from jaxinterp.report.html import render, write_page
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ class View:
 
     page: str
     height: int = 600
+
+    def __post_init__(self) -> None:
+        whole_number("height", self.height, 1)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as one HTML file that needs no network; whole or not at all."""

@@ -173,6 +173,13 @@ class Split(NamedTuple):
     f1: np.ndarray
 
 
+def check_probing(n_features: int, tau: float, max_k: int, penalty: float) -> None:
+    """Refuse options that `split_features` cannot use."""
+    whole_number("max_k", max_k, 1, n_features)
+    real_number("tau", tau, least=0)
+    real_number("penalty", penalty, above=0)
+
+
 def split_features(
     d: Dictionary, x: Any, labels: Any, train: Any, held: Any, *, tau: float = 0.03,
     max_k: int = 10, penalty: float = 1e-3,
@@ -198,8 +205,7 @@ def split_features(
             f"Words to train on by letter: {counts.tolist()}, {held.sum()} held out; expected some "
             "of two letters or more."
         )
-    max_k = whole_number("max_k", max_k, 1, F)
-    tau, penalty = real_number("tau", tau, least=0), real_number("penalty", penalty, above=0)
+    check_probing(F, tau, max_k, penalty)
     there = labels[:, None] == np.arange(C)
     sums, squares = np.zeros((C, F)), np.zeros(F)
     for at, f in _features(d, x[train]):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import real_number
 from jaxinterp.metrics import Metric
 from jaxinterp.model import Model
 from jaxinterp.model.compiled import jit
@@ -82,6 +83,8 @@ def feature_circuit(
     """
     import xarray as xr
 
+    edge_threshold = real_number("edge_threshold", edge_threshold, least=0)
+    node_threshold = real_number("node_threshold", node_threshold, least=0)
     runs = Runs.of(model, dictionaries, tokens, metric, donor, steps, batch)
     nodes = select_nodes(node_effects(runs, aggregate), node_threshold)
     edges = _edges(runs, chosen_nodes(runs, nodes))

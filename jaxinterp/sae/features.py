@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxinterp.checks import numbers
+from jaxinterp.checks import numbers, whole_number
 from jaxinterp.examples import find_examples, labelled
 from jaxinterp.grid_runs import Driver, ignore
 from jaxinterp.metrics import Metric, check_metric, cross_entropy, evaluate, of_prompts
@@ -165,8 +165,7 @@ def nearest(
     chosen = chosen_features(d, features)
     W = np.asarray(d.params.W_dec, np.float64)
     unit = W / np.maximum(np.linalg.norm(W, axis=1, keepdims=True), 1e-30)
-    if not 1 <= k < len(unit):
-        raise ValueError(f"k={k}, expected 1 to {len(unit) - 1}.")
+    k = whole_number("k", k, 1, len(unit) - 1)
     cosines = unit[chosen] @ unit.T
     cosines[np.arange(len(chosen)), chosen] = -np.inf
     order = np.argsort(-cosines, axis=1)[:, :k]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxinterp.checks import random_seed
 from jaxinterp.model import Model, Tokens, as_tokens, embed, run_layers
 from jaxinterp.results import weights_digest
 from jaxinterp.sae.dictionary import DictionaryConfig
@@ -66,6 +67,7 @@ def harvest(
 
     Raises ``ValueError`` for padded batches, and where the dictionary's sites are not the model's.
     """
+    seed = random_seed(seed)
     if not first_batches:
         raise ValueError("Give one batch of tokens at least to fill the buffer.")
     found = []

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxinterp.checks import whole_number
 from jaxinterp.numerics import wide
 from jaxinterp.sae.dictionary import (
     WRITE,
@@ -75,6 +76,7 @@ def loss(
 
     dead: features [F] (or [L F]) that `auxk` acts on, ``k_aux`` of an example's at a time.
     """
+    k_aux = whole_number("k_aux", k_aux)
     c, x, y = d.config, wide(x), wide(y)
     code = encode(d, x, together=True)
     error, rest = reconstruction(d, code.features, x, y)

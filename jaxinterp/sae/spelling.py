@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, real_number, whole_number
 from jaxinterp.grid_runs import batch_size, ignore
 from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.model.compiled import jit
@@ -23,7 +24,7 @@ from jaxinterp.points import layers_in
 from jaxinterp.probes import Splits, make_splits
 from jaxinterp.probes.probe import Fits
 from jaxinterp.results import claim
-from jaxinterp.sae.absorption import absorption_rates, f1_of, split_features
+from jaxinterp.sae.absorption import absorption_rates, check_probing, f1_of, split_features
 from jaxinterp.sae.dictionary import Dictionary
 from jaxinterp.sae.harvest import site_values
 from jaxinterp.sweep.schedule import MEMORY
@@ -71,6 +72,8 @@ class Spelling:
         Raises ``ValueError``, with what was measured, where fewer than min_letters are known: then
         the model does not tell, or not there, how words are spelled.
         """
+        _check_fit(min_words, min_f1, min_letters)
+        seed = random_seed(seed)
         x = np.asarray(x, np.float32)
         bad = next((w for w in words if not w.strip()[:1].isalpha()), None)
         if bad is not None or x.ndim != 2 or len(x) != len(words):
@@ -143,6 +146,15 @@ class Spelling:
         return out.assign_attrs(**self.attrs, tau=tau, max_k=max_k, penalty=penalty)
 
 
+def _check_fit(
+    min_words: int = 1, min_f1: float = 0.0, min_letters: int = 1, **others: Any
+) -> None:
+    """Refuse limits of `Spelling.fit` that mean nothing, before the model is run."""
+    whole_number("min_words", min_words, 1)
+    real_number("min_f1", min_f1, least=0, most=1)
+    whole_number("min_letters", min_letters, 1)
+
+
 def fit_spelling(
     model: Model, tokenizer: Tokenizer, site: str, layer: int, *, words: Any = None,
     prompt: str = PROMPT, examples: int = 10, seed: int = 0, batch: int | None = None,
@@ -165,10 +177,11 @@ def fit_spelling(
         raise ValueError(f"{site!r} has axes {place.axes}, expected a vector in each layer.")
     (layer,) = layers_in(model.config.n_layers, [layer], "layer")
     before, found, after = prompt.partition("{word}")
-    if not found or "{word}" in after or examples < 0:
-        raise ValueError(
-            f"prompt={prompt!r} with {examples} examples, expected one {{word}} and 0 or more."
-        )
+    examples, seed = whole_number("examples", examples, 0, MANY), random_seed(seed)
+    whole_number("batch", batch, 1, optional=True)
+    _check_fit(**fit)
+    if not found or "{word}" in after:
+        raise ValueError(f"prompt={prompt!r}, expected a text with one {{word}} in it.")
     shown, rest = _drawn(tokenizer, words, examples, np.random.default_rng(seed))
     lines = [f"{before}{w}{after} {w.strip()[0].upper()}\n" for w in shown]
     head = [*tokenizer.prefix, *tokenizer.encode("".join(lines) + before, add_bos=False)]
@@ -240,6 +253,7 @@ def first_letter(
     model does not know the letters (with the accuracy measured).
     """
     site, layer = d.config.place
+    check_probing(d.config.n_features, tau, max_k, thresholds.get("penalty", 1.0))
     found = fit_spelling(
         model, tokenizer, site, layer, words=words, prompt=prompt, examples=examples, seed=seed,
         batch=batch, on_done=on_done, min_words=min_words, min_f1=min_f1, min_letters=min_letters,

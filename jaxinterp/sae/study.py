@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.examples import Kept, find_examples
 from jaxinterp.grid_runs import ignore
 from jaxinterp.model import Model, Tokens, as_tokens
@@ -83,12 +84,12 @@ def study_features(
 
     c = d.config
     site, layer = c.read_place
-    if min(k, bins) < 1 or min(intervals, nearest, written) < 0 or sample < k * intervals:
-        raise ValueError(
-            f"k={k}, bins={bins}, intervals={intervals}, nearest={nearest}, written={written}, "
-            f"sample={sample}: expected k and bins of 1 or more, none negative, and a sample of at "
-            "least k * intervals."
-        )
+    for name, size in (("k", k), ("bins", bins)):
+        whole_number(name, size, 1, MANY)
+    for name, size in (("intervals", intervals), ("nearest", nearest), ("written", written)):
+        whole_number(name, size, 0, MANY)
+    whole_number("sample", sample, k * intervals, MANY)
+    seed = random_seed(seed)
     chosen = chosen_features(d, features)
     if effects is not None and (lacking := sorted({*chosen} - {*effects.feature.values})):
         raise ValueError(

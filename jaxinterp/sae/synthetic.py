@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxinterp.checks import MANY, numbers, random_seed, real_number, whole_number
+
 
 class Synthetic(struct.PyTreeNode):
     """A generator. directions [G D]; probability [G]: of firing, given that the parent fires.
@@ -36,6 +38,7 @@ class Synthetic(struct.PyTreeNode):
 
     def __call__(self, key: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
         """n examples: activations [n D] and the features' true values [n G]."""
+        n = whole_number("n", n, 1, MANY)
         common, own, sizes, ties = jax.random.split(key, 4)
         G, R = self.factors.shape
         shared = jax.random.normal(common, (n, R)) @ self.factors.T
@@ -76,15 +79,24 @@ def synthetic(
 
     Raises ``ValueError`` for sizes that do not fit.
     """
+    for name, size in (("n_features", n_features), ("width", width)):
+        whole_number(name, size, 1, MANY)
+    for name, size in (("branch", branch), ("depth", depth), ("rank", rank)):
+        whole_number(name, size, 1, n_features)
+    whole_number("roots", roots, 0, n_features, optional=True)
+    for name, share in (("correlation", correlation), ("exclusive", exclusive)):
+        real_number(name, share, least=0, most=1)
+    exponent, bias = real_number("exponent", exponent, least=0), real_number("bias", bias)
+    low, high = numbers("probabilities", probabilities, above=0, below=1).tolist()
     tree = sum(branch**level for level in range(depth))
     roots = max(1, n_features // (2 * tree)) if roots is None else roots
-    if n_features < 1 or width < 1 or roots * tree > n_features:
+    if roots * tree > n_features:
         raise ValueError(
             f"{roots} trees of {tree} features do not fit n_features={n_features} (width={width})."
         )
     if orthogonal and n_features > width:
         raise ValueError(f"{n_features} directions cannot be orthogonal in {width} dimensions.")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(random_seed(seed))
     directions = rng.normal(size=(n_features, width))
     if orthogonal:
         directions = np.linalg.qr(directions.T)[0].T
@@ -97,7 +109,6 @@ def synthetic(
         size = level * branch
         parent[begin : begin + size] = level_begin + np.arange(size) // branch
         level_begin, level, begin = begin, size, begin + size
-    low, high = probabilities
     zipf = (1.0 + np.arange(n_features)) ** -exponent
     zipf = low + (high - low) * (zipf - zipf[-1]) / max(zipf[0] - zipf[-1], 1e-12)
     rng.shuffle(zipf)
@@ -126,8 +137,8 @@ def synthetic(
 
 def batches(make: Synthetic, n: int, *, seed: int = 0, begin: int = 0) -> Any:
     """Endless batches [n D] of activations, each of its own number's key."""
+    n, number, seed = whole_number("n", n, 1, MANY), whole_number("begin", begin), random_seed(seed)
     run = jax.jit(lambda key: make(key, n)[0])
-    number = begin
     while True:
         yield run(jax.random.fold_in(jax.random.key(seed), number))
         number += 1

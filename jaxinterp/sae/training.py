@@ -121,7 +121,10 @@ class Hyperparameters(struct.PyTreeNode):
             raise ValueError(f"The members' fields have lengths {lengths}, expected one or {n}.")
         for name, value in fields.items():
             for each in value.tolist():
-                real_number(name, each, least=0, most=2**31 - 1 if name == "seed" else None)
+                if name == "seed":
+                    whole_number(name, each, 0, 2**31 - 1)
+                else:
+                    real_number(name, each, least=0)
         kinds = {"seed": np.int32}
         return Hyperparameters(**{
             name: np.broadcast_to(value, n).astype(kinds.get(name, np.float32))

@@ -11,11 +11,12 @@ from jax.sharding import Mesh
 
 from jaxinterp.metrics import Metric, check_metric
 from jaxinterp.model import Model, as_tokens
+from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.taps import as_interventions
 from jaxinterp.sweep.base import observe
 from jaxinterp.sweep.devices import checked, model_on, place_tokens
 from jaxinterp.sweep.grids import take_experiments
-from jaxinterp.sweep.run import plan_of
+from jaxinterp.sweep.run import check_budget, plan_of
 from jaxinterp.sweep.schedule import MEMORY, Plan
 from jaxinterp.sweep.walk import run_chunk
 
@@ -41,7 +42,9 @@ def plan(
     """
     tokens = as_tokens(tokens)
     interventions = as_interventions(model.config, grid, tokens, grid=True)
+    check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
+    check_budget(chunk, memory)
     mesh = None if mesh is None else checked(mesh)
     made = plan_of(model, tokens, interventions, metric, chunk=chunk, memory=memory, mesh=mesh)
     if not compile:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxinterp.checks import whole_number
 from jaxinterp.interventions import is_shared, unshare
 from jaxinterp.metrics import Metric, check_metric, evaluate, read_columns
 from jaxinterp.model import Model, Tokens, as_tokens
@@ -85,6 +86,7 @@ def sweep(
     interventions = as_interventions(model.config, grid, tokens, grid=True)
     check_tokens(model.config, tokens)
     check_metric(metric, model, tokens)
+    check_budget(chunk, memory)
     _, _, n_experiments = split_grid(interventions)
     if not concrete(model, tokens, interventions, metric):
         return sweep_plain(model, tokens, interventions, metric)
@@ -103,6 +105,12 @@ def sweep(
         for group in plan.groups:
             run_group(model, tokens, base, metric, grid, group, mesh, out, on_chunk)
     return out
+
+
+def check_budget(chunk: int | None, memory: int) -> None:
+    """Refuse a chunk without experiments and a budget without bytes."""
+    whole_number("chunk", chunk, 1, optional=True)
+    whole_number("memory", memory, 1)
 
 
 def plan_of(

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from jaxinterp.checks import MANY, whole_number
 from jaxinterp.tasks.task import Task
 from jaxinterp.tasks.twins import Twins, build, check_request, distinct
 from jaxinterp.tasks.words import fill
@@ -47,8 +48,7 @@ def induction(
     many words, and for tokenizers that end a prompt with a token of their own.
     """
     check_request(tokenizer, n, seed, prepend_bos, corruption=(corruption, "break", "swap_answer"))
-    if length < 2:
-        raise ValueError(f"length={length}: the repeated sequence needs at least 2 words.")
+    whole_number("length", length, 2, MANY)
     rng = np.random.default_rng(seed)
     pool = list(itertools.islice(_vocabulary(tokenizer, rng), max(_POOL, 4 * length)))
     if len(pool) < 2 * length:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxinterp.checks import MANY, whole_number
 from jaxinterp.tasks.task import Task
 from jaxinterp.tasks.twins import Twins, build, check_request, distinct
 from jaxinterp.tasks.words import Span, fill, single_kinds
@@ -53,8 +54,7 @@ def multiple_choice(
     tokenizers that end a prompt with a token of their own.
     """
     check_request(tokenizer, n, seed, prepend_bos, choices=(choices, 2, 3, 4))
-    if shots < 0:
-        raise ValueError(f"shots={shots}, expected a number of solved questions from 0.")
+    whole_number("shots", shots, 0, MANY)
     letters = LETTERS[:choices]
     words, dropped = single_kinds(
         tokenizer, "multiple choice", {"colors": COLORS, "objects": OBJECTS, "letters": letters},

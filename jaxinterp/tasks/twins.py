@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, whole_number
 from jaxinterp.metrics import Metric, logit_diff
 from jaxinterp.tasks.task import Task
 from jaxinterp.tasks.words import Span, commonest, following, position
@@ -45,10 +46,8 @@ def check_request(
             names = [repr(one) for one in allowed]
             expected = " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
             raise ValueError(f"{option}={value!r}, expected {expected}.")
-    if seed < 0:
-        raise ValueError(f"seed={seed}, expected an integer from 0.")
-    if n < 1:
-        raise ValueError(f"n={n}: a task needs at least one prompt.")
+    random_seed(seed)
+    whole_number("n", n, 1, MANY)
     if tokenizer.suffix and prepend_bos is not False:
         raise ValueError(
             f"{tokenizer!r} ends every prompt with a token of its own, so that END does not "

@@ -306,7 +306,7 @@ def test_bad_games_are_refused():
         boards.OTHELLO.replay([[-1, -1]])
     with pytest.raises(ValueError, match=r"moves are float64 \[1, 1\]"):
         boards.OTHELLO.replay([[1.0]])
-    with pytest.raises(ValueError, match="n=0, expected 1 or more"):
+    with pytest.raises(ValueError, match="n=0, expected"):
         boards.OTHELLO.random_games(0)
     with pytest.raises(ValueError, match=r"A board is \[35\]"):
         boards.OTHELLO.legal_squares(np.zeros(35, int))

@@ -50,7 +50,7 @@ def test_a_run_put_into_itself_says_what_it_said():
     [
         ({"at": 7}, r"position=7 is outside"),
         ({"into": [0, -8]}, "position=.0, -8. is outside"),
-        ({"layers": [3]}, "layers from 0 to 2"),
+        ({"layers": [3]}, "layers=3, expected .* from 0 to 2"),
         ({"into_layers": []}, "into_layers="),
         ({"target": np.zeros((3, 4), int)}, "2 sources and 3 targets"),
     ],

@@ -208,3 +208,78 @@ def test_integers_are_narrowed_only_where_they_fit():
             narrowed("index", np.array([0, bad]))
     with pytest.raises(ValueError, match=f"index {2**31} is out of range"):
         narrowed("index", np.array([2**31], np.uint32))
+
+
+def with_leaf(model, value):
+    attn = model.params.blocks.attn.replace(W_Q=value)
+    return model.replace(params=model.params.replace(blocks=model.params.blocks.replace(attn=attn)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: with_leaf(m, m.params.blocks.attn.W_Q[:, :, :7]),
+         r"params\.blocks\.attn\.W_Q of .* has shape \[3, 4, 7, 6\], expected \[3, 4, 8, 6\]"),
+        (lambda m: with_leaf(m, None), r"has no params\.blocks\.attn\.W_Q.* shape \[3, 4, 8, 6\]"),
+        (lambda m: with_leaf(m, np.ones((3, 4, 8, 6), int)), "W_Q of .* is int64, expected a fl"),
+        (lambda m: m.replace(config=m.config.replace(bias_o=False)),
+         r"has a params\.blocks\.attn\.b_O, and its config has none"),
+        (lambda m: m.replace(config=m.config.replace(n_layers=2)), r"expected \[2, "),
+    ],
+)  # fmt: skip
+def test_a_model_has_the_arrays_of_its_config(change, message, tmp_path):
+    model = small_model("gpt2")
+    wrong, ids = change(model), np.array([[3, 1, 4]])
+    grid, answer = ji.zero("z", layer=np.arange(2)), ji.logit(4)
+    uses = (
+        lambda: forward(wrong, ids),
+        lambda: ji.evaluate(answer, wrong, ids),
+        lambda: ji.sweep(wrong, ids, grid, answer),
+        lambda: ji.generate(wrong, ids, 2),
+        lambda: ji.run_layers(wrong, np.zeros((1, 3, 8), np.float32), ids),
+        lambda: ji.save(tmp_path / "model", wrong),
+    )
+    for use in uses:
+        with pytest.raises(ValueError, match=message):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_may_be_batched_mixed_and_abstract():
+    model, ids = small_model("gpt2"), np.array([[3, 1, 4]])
+    want = forward(model, ids).logits
+    pair = jax.tree.map(lambda a: np.stack([a, 2 * a]), model)
+    got = jax.vmap(lambda m: forward(m, ids).logits)(pair)
+    np.testing.assert_allclose(got[0], want, atol=1e-5)
+    half = with_leaf(model, jnp.asarray(model.params.blocks.attn.W_Q, jnp.bfloat16))
+    np.testing.assert_allclose(forward(half, ids).logits, want, atol=0.1)
+    abstract = jax.eval_shape(lambda m: m, model)
+    assert jax.eval_shape(lambda m: forward(m, ids).logits, abstract).shape == (1, 3, 17)
+    slopes = jax.grad(lambda m: forward(m, ids).logits.sum())(model)
+    assert jax.tree.structure(slopes) == jax.tree.structure(model)
+    marked = jax.tree.map(lambda leaf: None, model)
+    assert jax.tree.leaves(marked) == []
+
+
+BAD_CONFIGS = [
+    (lambda d: d | {"heads": 3}, "A config has no field 'heads'"),
+    (lambda d: {k: v for k, v in d.items() if k != "n_heads"}, "A config lacks n_heads"),
+    (lambda d: d | {"n_heads": 0}, "n_heads=0, expected a whole number from 1"),
+    (lambda d: d | {"n_layers": 10**9}, "n_layers=1000000000, expected .* from 1 to 100000"),
+    (lambda d: d | {"causal": "false"}, "causal='false', expected one of True, False"),
+    (lambda d: d | {"act": "swish"}, "act='swish', expected one of 'gelu'"),
+    (lambda d: d | {"windows": 3}, "windows=3, expected a list"),
+    (lambda d: d | {"rotary": [{"dim": 6, "theta": -1.0}]}, "theta=-1.0, expected"),
+    (lambda d: d | {"rotary": [{"dim": 6, "base": 1.0}]}, "rotary layer has no field 'base'"),
+    (lambda d: d | {"rotary": [{"dim": 6, "scaling": ["linear", -2.0]}]}, "factor=-2.0, expected"),
+    (lambda d: d | {"rotary": [{"dim": 7}]}, "dim=7, expected an even number"),
+    (lambda d: d | {"rotary": [{"dim": 8}]}, "dim=8.*expected a Rotary of at most 6"),
+    (lambda d: d | {"rotary": [3]}, "rotary layer is 3, expected a mapping"),
+    (lambda d: [1], r"A config is \[1\], expected a mapping"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_CONFIGS)
+def test_configs_of_strangers_are_read_or_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        ji.Config.from_dict(change(CONFIGS["llama"].to_dict()))

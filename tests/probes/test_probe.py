@@ -115,7 +115,7 @@ LEAKY = probes.Splits(*(np.eye(3, dtype=bool)[i][np.arange(N) % 3][None] for i i
         ({"splits": probes.Splits(LEAKY.train & (Y == 0), LEAKY.validation, LEAKY.test)},
          "trains on no example of 1"),
         ({"groups": np.arange(N) % 2}, "2 groups: three parts"),
-        ({"penalties": [0.0]}, "expected positive"),
+        ({"penalties": [0.0]}, "penalties=0.0, expected .* more than 0"),
         ({"types": TYPES[:3]}, "3 types"),
         ({"points": ["a"]}, "1 names for 3 points"),
         ({"types": np.arange(N) // 4, "groups": np.arange(N) // 4}, "no type of a test example"),
@@ -154,5 +154,5 @@ def test_sparse_probes_read_the_units_that_differ_most():
     np.testing.assert_allclose(found.accuracy.sel(point=0, k=1), one)
     assert float(found.accuracy.sel(point=0, k=1).mean()) > 0.85
     assert float(found.accuracy.sel(point=1).mean()) < 0.65
-    with pytest.raises(ValueError, match="rising numbers from 1 to 6"):
+    with pytest.raises(ValueError, match="ks=7, expected .* from 1 to 6"):
         probes.sparse_probe(X, Y, ks=[1, 7])

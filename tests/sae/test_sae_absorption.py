@@ -430,7 +430,7 @@ def test_bad_input_of_splits_and_of_the_task():
         ({"words": ["xyz", *TINY]}, "not in the vocabulary"),
         ({"words": 500}, "expected 10 examples and 500 words"),
         ({"site": "pattern"}, "expected a vector in each layer"),
-        ({"layer": 3}, "expected layers from 0 to 2"),
+        ({"layer": 3}, "layer=3, expected .* from 0 to 2"),
     ):
         with pytest.raises(ValueError, match=message):
             task.fit_spelling(**{**run, **change})

@@ -1,0 +1,68 @@
+"""Every numeric option of every public function is checked where it comes in."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from option_table import EXEMPT, TABLE, WITH
+from test_public_api import reached
+
+from jaxinterp import checks
+
+CASES = [
+    pytest.param(path, option, id=f"{path}-{option}")
+    for path, (_, options) in TABLE.items()
+    for option in options
+]
+NAMED = {"start": "layers", "stop": "stop|layers", "scaling": "scaling|factor"}
+
+
+def said(option, bad, message):
+    """Whether an error names the option (or its one: layers, layer) and the value."""
+    inner = bad if isinstance(bad, (list, tuple)) else [bad]
+    values = {repr(bad), *map(repr, inner), *map(str, inner)}
+    named = re.search(NAMED.get(option, rf"\b{option.rstrip('s')}s?\b"), message)
+    return named is not None and any(value in message for value in values)
+
+
+@pytest.mark.parametrize(("path", "option"), CASES)
+def test_numbers_out_of_range_are_refused(path, option):
+    call, options = TABLE[path]
+    for bad in options[option]:
+        with pytest.raises((ValueError, TypeError)) as error:
+            call(**WITH.get(option, {}) if "over" in parameters(path) else {}, **{option: bad})
+        assert said(option, bad, str(error.value)), (bad, str(error.value))
+
+
+def parameters(path):
+    """The parameters of a public thing, by name; none where Python does not tell."""
+    thing = reached(f"jaxinterp.{path}")
+    return inspect.signature(thing).parameters if callable(thing) else {}
+
+
+def numeric(parameter):
+    """Whether a parameter is annotated with, or defaults to, a number."""
+    annotation = re.sub(r"Callable\[\[.*?\], \w+\]", "", str(parameter.annotation))
+    default = parameter.default
+    by_default = isinstance(default, (int, float)) and not isinstance(default, bool)
+    return by_default or re.search(r"\b(int|float)\b", annotation) is not None
+
+
+def test_every_numeric_option_is_in_the_table():
+    text = (Path(__file__).parent / "public_api.txt").read_text(encoding="utf-8")
+    paths = re.findall(r"^(?:function|class|method) jaxinterp\.([\w.]+)\(", text, re.MULTILINE)
+    wanted = {f"{p}.{n}" for p in paths for n, found in parameters(p).items() if numeric(found)}
+    held = {f"{path}.{option}" for path, (_, options) in TABLE.items() for option in options}
+    exempt = {name for name in wanted if any(f"{name}.".startswith(f"{e}.") for e in EXEMPT)}
+    assert len(wanted) > 400
+    assert sorted(wanted - held - exempt) == []
+    assert [e for e in EXEMPT if not any(f"{n}.".startswith(f"{e}.") for n in wanted)] == []
+
+
+@pytest.mark.parametrize("bad", [0, 8, 2.0, True, "3", None, [3]])
+def test_whole_numbers(bad):
+    assert checks.whole_number("n", 3, 1, 7) == 3
+    assert checks.whole_number("n", None, 1, optional=True) is None
+    with pytest.raises(ValueError, match=r"n=.*, expected a whole number from 1 to 7"):
+        checks.whole_number("n", bad, 1, 7)
