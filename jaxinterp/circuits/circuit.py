@@ -7,12 +7,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from jaxinterp.checks import whole_number
+from jaxinterp.checks import one_of, whole_number
 from jaxinterp.circuits.graph import Graph
+from jaxinterp.circuits.mib import Shared, from_mib, to_mib
 from jaxinterp.files import whole
 from jaxinterp.model import Config, Model
 from jaxinterp.reading import LoadError, damage_refused, read_json_object
@@ -20,19 +21,28 @@ from jaxinterp.reading import LoadError, damage_refused, read_json_object
 _FORMAT = "jaxinterp-circuit-1"
 MOST_POSITIONS = 1 << 20  # of a circuit that is read
 MOST_PLACES = 1 << 30  # receivers times senders times positions
+_SCORES = ("scores", "node_scores")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Circuit:
     """Some of the edges of a graph: ``edges`` bool [R S], or [R S P] per position.
 
-    Circuits of one graph are sets: ``|``, ``&``, ``-``, ``~``, ``<=``, ``==``, ``in``, ``len``.
+    scores: of all edges, whether in the circuit or not, [R S] or [E] in the graph's order, by which
+    it was chosen. node_scores: of the senders, [S], NaN for one without. Both are kept in files and
+    by `pruned`.
 
-    Raises ``ValueError`` for a mask of another shape, or one that has what is no edge.
+    Circuits of one graph are sets: ``|``, ``&``, ``-``, ``~``, ``<=``, ``==``, ``in``, ``len``.
+    These look at the edges alone, and what they return has no scores.
+
+    Raises ``ValueError`` for a mask or scores of another shape, a mask that has what is no edge,
+    and scores that are NaN.
     """
 
     graph: Graph
     edges: np.ndarray
+    scores: np.ndarray | None = None
+    node_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         edges = np.array(self.edges, bool)
@@ -51,6 +61,16 @@ class Circuit:
             )
         edges.flags.writeable = False
         object.__setattr__(self, "edges", edges)
+        if self.scores is not None:
+            object.__setattr__(self, "scores", placed_scores(self.graph, self.scores, 0.0))
+        if self.node_scores is not None:
+            given = np.array(self.node_scores, np.float64)
+            if given.shape != (self.graph.n_senders,):
+                raise ValueError(
+                    f"node_scores has shape {list(given.shape)}, expected one per sender "
+                    f"[{self.graph.n_senders}]."
+                )
+            object.__setattr__(self, "node_scores", given)
 
     @classmethod
     def full(cls, model: Model | Config | Graph) -> Circuit:
@@ -175,21 +195,30 @@ class Circuit:
             if (new == flat).all():
                 break
             flat = new
-        return Circuit(g, self.edges & (flat if self.edges.ndim == 2 else flat[..., None]))
+        edges = self.edges & (flat if self.edges.ndim == 2 else flat[..., None])
+        return dataclasses.replace(self, edges=edges)
 
     # Files
 
     def save(self, path: str | os.PathLike[str], format: str = "own") -> Path:
-        """Write JSON: our own format ("own"), or the MIB benchmark's ("mib").
+        """Write JSON: our own format ("own"), or the MIB benchmark's and EAP-IG's ("mib").
 
-        The MIB format names keys and values by query head; under grouped heads an edge of a
-        key/value head is written once for each of its queries. It knows no positions.
+        The MIB format names keys and values by query head: under grouped heads an edge of a
+        key/value head is written once for each of its queries, its score in equal parts. Its
+        readers need a score of every edge: without any, those of the circuit get 1, others 0.
 
-        Raises ``ValueError`` for another format.
+        Raises ``ValueError`` for another format, and for what the MIB format has no place for:
+        positions, and scores that are not finite.
         """
         if format not in ("own", "mib"):
             raise ValueError(f"format={format!r}, expected 'own' or 'mib'.")
-        data = to_mib(self) if format == "mib" else self._to_dict()
+        if format == "mib" and self.edges.ndim == 3:
+            raise ValueError(
+                "The MIB format knows no positions: save Circuit(graph, edges.any(-1))."
+            )
+        data = self._to_dict()
+        if format == "mib":
+            data = to_mib(self.graph, self.edges, self.scores, self.node_scores)
         with whole(path) as temporary:
             Path(temporary).write_text(json.dumps(data), encoding="utf-8")
         return Path(path)
@@ -200,32 +229,54 @@ class Circuit:
         if self.edges.ndim == 3:
             edges = {e: np.flatnonzero(self.edges[g.place(e)]).tolist() for e in edges}
         size = None if self.edges.ndim == 2 else self.edges.shape[2]
-        return {"format": _FORMAT, "cfg": g.to_dict(), "positions": size, "edges": edges}
+        out = {"format": _FORMAT, "cfg": g.to_dict(), "positions": size, "edges": edges}
+        if self.scores is not None:
+            out["scores"] = self.scores[g.exists].tolist()
+        if self.node_scores is not None:
+            out["node_scores"] = [None if s != s else s for s in self.node_scores.tolist()]
+        return out
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model | Config | Graph) -> Circuit:
-        """Read either format.
+    def load(
+        cls, path: str | os.PathLike[str], model: Model | Config | Graph, shared: Shared = "same"
+    ) -> Circuit:
+        """Read either format, with its scores.
 
-        Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` for other files and other
-        models' circuits.
+        Of a MIB file an edge that is not listed is outside, with score 0; under grouped heads the
+        score of a key/value head's edge is the sum of its queries'. shared: when such an edge is in
+        the circuit: where it is of "any" of its queries, or of "all"; "same" refuses a file with it
+        for some only.
+
+        Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` for other files, other
+        models' circuits, names that are none of this model's, and what a circuit here has no place
+        for: single neurons, or a shared key or value for some of its queries only.
         """
         graph = graph_of(model)
+        one_of("shared", shared, get_args(Shared))
         with damage_refused(path, "a circuit file", "Save the circuit again."):
             data = read_json_object(path)
-            cfg, edges, own = data["cfg"], data["edges"], graph.to_dict()
+            cfg, own = data["cfg"], graph.to_dict()
+            if not isinstance(cfg, dict):
+                raise LoadError(f"{path} has cfg={cfg!r}, expected an object.")
             for key in own:
                 if cfg.get(key, None if key in ("n_layers", "n_heads") else own[key]) != own[key]:
                     raise LoadError(
                         f"{path} is of a model with {key} {cfg.get(key)}, this one has {own[key]}."
                     )
-            if data.get("format") != _FORMAT:
-                return cls(graph, from_mib(graph, edges))
-            return cls(graph, _from_own(graph, edges, data["positions"]))
+            if "format" not in data:
+                return cls(graph, *from_mib(graph, data, path, shared))
+            if data["format"] != _FORMAT:
+                raise LoadError(f"{path} has the format {data['format']!r}, expected {_FORMAT!r}.")
+            more = sorted(set(data) - {"format", "cfg", "positions", "edges", *_SCORES})
+            if more:
+                raise LoadError(f"{path} has {more[0]}, which is not known here.")
+            edges = _from_own(graph, data["edges"], data["positions"])
+            return cls(graph, edges, *(data.get(name) for name in _SCORES))
 
 
 def _from_own(graph: Graph, edges: Any, positions: Any) -> np.ndarray:
     """bool [R S] or [R S P] of our own format. Raises ``ValueError`` for what it never holds."""
-    kind = list if positions is None else dict
+    kind: Any = list if positions is None else dict
     if not isinstance(edges, kind) or not all(isinstance(edge, str) for edge in edges):
         raise ValueError(f"its edges are no {kind.__name__} of names")
     if positions is None:
@@ -239,54 +290,29 @@ def _from_own(graph: Graph, edges: Any, positions: Any) -> np.ndarray:
     return mask
 
 
+def placed_scores(graph: Graph, scores: Any, elsewhere: float) -> np.ndarray:
+    """Scores [R S] of [E] in the graph's order, or of [R S]; ``elsewhere`` where there is no edge.
+
+    Raises ``ValueError`` for another shape, and for scores that are NaN.
+    """
+    given = np.asarray(scores, np.float64)
+    if given.shape == (graph.n_edges,):
+        out = np.full(graph.exists.shape, elsewhere)
+        out[graph.exists] = given
+    elif given.shape == graph.exists.shape:
+        out = np.where(graph.exists, given, elsewhere)
+    else:
+        raise ValueError(
+            f"The scores have shape {list(given.shape)}, expected one per edge "
+            f"[{graph.n_edges}], in the graph's order."
+        )
+    if np.isnan(out).any():
+        raise ValueError("Some scores are NaN.")
+    return out
+
+
 def graph_of(model: Model | Config | Graph) -> Graph:
     """The graph of a model."""
     if isinstance(model, Graph):
         return model
     return Graph(model if isinstance(model, Config) else model.config)
-
-
-def _by_query(graph: Graph, edge: str) -> list[str]:
-    """The names of an edge where keys and values are named by query head."""
-    sender, _, receiver = edge.partition("->")
-    if not receiver.endswith(("<k>", "<v>")):
-        return [edge]
-    head, kind = receiver[:-3], receiver[-3:]
-    layer, number = head.split(".h")
-    size = graph.config.n_heads // graph.config.n_kv_heads
-    queries = range(int(number) * size, (int(number) + 1) * size)
-    return [f"{sender}->{layer}.h{query}{kind}" for query in queries]
-
-
-def to_mib(circuit: Circuit, scores: np.ndarray | None = None) -> dict[str, Any]:
-    """The MIB benchmark's JSON of a circuit, with edge scores [R S] if they are given."""
-    graph, flat = circuit.graph, circuit._flat
-    edges: dict[str, Any] = {}
-    for edge in graph.edges:
-        place = graph.place(edge)
-        entry: dict[str, Any] = {"in_graph": bool(flat[place])}
-        if scores is not None:
-            entry["score"] = float(scores[place])
-        edges |= dict.fromkeys(_by_query(graph, edge), entry)
-    inside = set(circuit.nodes)
-    nodes = {name: {"in_graph": name in inside} for name in (*graph.senders, "logits")}
-    return {"cfg": graph.to_dict(), "nodes": nodes, "edges": edges}
-
-
-def from_mib(graph: Graph, edges: dict[str, Any]) -> np.ndarray:
-    """bool [R S] of the MIB benchmark's ``edges``."""
-    size = graph.config.n_heads // graph.config.n_kv_heads
-    out = np.zeros(graph.exists.shape, bool)
-    for name, entry in edges.items():
-        kept = entry["in_graph"] if isinstance(entry, dict) else entry
-        if not isinstance(kept, bool):
-            raise ValueError(
-                f"{name!r:.40} is in the circuit: {kept!r:.40}, expected true or false"
-            )
-        if not kept:
-            continue
-        if name.endswith(("<k>", "<v>")):
-            stem, number = name[:-3].rsplit(".h", 1)
-            name = f"{stem}.h{int(number) // size}{name[-3:]}"
-        out[graph.place(name)] = True
-    return out

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.reading import LoadError, read_json_object, regular_file
+from jaxinterp.reading import LoadError, damage_refused, read_json_object, regular_file
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig, Parameters
 
 Arrays = dict[str, np.ndarray]
@@ -104,10 +104,8 @@ def read_tensors(path: Path) -> Arrays:
     """A safetensors file. Raises `LoadError` where it is damaged, or holds other than numbers."""
     from safetensors.numpy import load_file
 
-    try:
+    with damage_refused(path, "a file of tensors"):
         found = load_file(regular_file(path))
-    except Exception as error:
-        raise LoadError(f"{path} cannot be read ({error}): fetch it again.") from error
     return numbers(found, path)
 
 

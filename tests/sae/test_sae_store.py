@@ -118,7 +118,7 @@ def test_what_is_refused(tmp_path):
         put(tmp_path / "s", dtype="float32")
     with pytest.raises(ValueError, match="dtype='int8'"):
         put(tmp_path / "t", dtype="int8")
-    with pytest.raises(ValueError, match="size=1000, but there are 144"):
+    with pytest.raises(ValueError, match="size=1000, expected a whole number from 1 to 144"):
         next(store.batches(1000))
     with pytest.raises(ValueError, match="has no chunk"):
         next(store.batches(8, shard=(6, 7)))
@@ -136,15 +136,100 @@ def test_what_is_refused(tmp_path):
         sae.harvest_to(tmp_path / "t", loud, CONFIG, blocks(1))
 
 
-def test_damage_is_named(tmp_path):
-    store = put(tmp_path / "s")
-    chunks = sorted(p for p in (tmp_path / "s" / "inputs" / "c").rglob("*") if p.is_file())
-    data = bytearray(chunks[2].read_bytes())
+def chunk_files(store, name="inputs"):
+    return [store.path / name / "c" / str(i) / "0" for i in range(store.chunks)]
+
+
+def flipped(path):
+    data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 255
-    chunks[2].write_bytes(data)
-    with pytest.raises(LoadError, match="is damaged"):
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "flipped": lambda s: flipped(chunk_files(s)[2]),
+    "missing": lambda s: chunk_files(s)[2].unlink(),
+    "cut": lambda s: chunk_files(s)[2].write_bytes(chunk_files(s)[2].read_bytes()[:-9]),
+    "of another chunk": lambda s: chunk_files(s)[2].write_bytes(chunk_files(s)[1].read_bytes()),
+    "missing target": lambda s: chunk_files(s, "targets")[2].unlink(),
+    "no description": lambda s: (s.path / "inputs" / "zarr.json").unlink(),
+    "other description": lambda s: (s.path / "inputs" / "zarr.json").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_named_and_mended(tmp_path, damage):
+    """A missing chunk would be read as zeros, and training would learn from them."""
+    store = put(tmp_path / "s", TRANSCODER)
+    whole = [store.chunk(i) for i in range(6)]
+    DAMAGE[damage](store)
+    assert store.path.is_dir()
+    with pytest.raises(LoadError, match=r"Chunk \d of .* is damaged .*: harvest it again"):
         [store.chunk(i) for i in range(6)]
-    manifest = tmp_path / "s" / "store.json"
+    with pytest.raises(LoadError, match="is damaged"):
+        list(sae.open_store(tmp_path / "s").batches(16, epochs=1))
+    again = put(tmp_path / "s", TRANSCODER)
+    for i in range(6):
+        np.testing.assert_array_equal(again.chunk(i), whole[i])
+
+
+def test_a_damaged_description_is_named(tmp_path):
+    put(tmp_path / "s")
+    manifest, chunks = tmp_path / "s" / "store.json", tmp_path / "s" / "chunks.jsonl"
+    lines = chunks.read_text()
+    for text in ("{\n", "[]\n", '{"chunk": 0}\n', lines.split("\n", 1)[1]):
+        chunks.write_text(text)
+        with pytest.raises(LoadError, match=r"chunks\.jsonl"):
+            sae.open_store(tmp_path / "s")
+    chunks.write_text(lines[:-5])
+    assert sae.open_store(tmp_path / "s").chunks == 5
+    assert put(tmp_path / "s").chunks == 6
+    assert chunks.read_text() == lines
+    said = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({"rows": 24}))
     with pytest.raises(LoadError, match="is damaged"):
         sae.open_store(tmp_path / "s")
+    manifest.write_text(json.dumps({**said, "format": 1}))
+    with pytest.raises(LoadError, match="another version: harvest it again"):
+        put(tmp_path / "s")
+
+
+def test_going_on_compares_all_that_decides(tmp_path):
+    """The model, what is read of it, and every batch of tokens."""
+    put(tmp_path / "s", n=3)
+    before = {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
+    harvest = {"model": small_model("llama"), "config": CONFIG, "batches": blocks(6)}
+    other = harvest["model"].params.embed.replace(W_E=harvest["model"].params.embed.W_E * 1.01)
+    changes = {
+        "weights differ": {"model": harvest["model"].replace(
+            params=harvest["model"].params.replace(embed=other))},
+        "layers differ": {"config": CONFIG.replace(layers=(0,)) if hasattr(CONFIG, "replace")
+                          else sae.DictionaryConfig(D, 4, site="resid_post", layers=(0,))},
+        "first differ": {"first": True},
+        "Batch 0 is not the one": {"batches": blocks(6, seed=1)},
+        "Batch 2 is not the one": {"batches": [*blocks(6)[:2], *blocks(4, seed=1)]},
+    }  # fmt: skip
+    for says, change in changes.items():
+        with pytest.raises(ValueError, match=says):
+            sae.harvest_to(tmp_path / "s", **(harvest | change))
+        assert {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()} == before
+
+
+def test_a_folder_of_another_kind_is_left_alone(tmp_path):
+    (tmp_path / "inputs" / "c").mkdir(parents=True)
+    for name in ("chunk-0.npy", "inputs/c/x.partial", ".jaxinterp-notes"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=r"holds '.*' and no store\.json: choose"):
+        put(tmp_path)
+    assert all(p.read_text() == "mine" for p in tmp_path.rglob("*") if p.is_file())
+    assert len(list(tmp_path.rglob("*"))) == 5
+
+
+def test_one_harvest_at_a_time(tmp_path):
+    def nested():
+        yield blocks(1)[0]
+        with pytest.raises(BlockingIOError, match="is written to by process"):
+            put(tmp_path / "s")
+        yield blocks(2)[1]
+
+    assert sae.harvest_to(tmp_path / "s", small_model("llama"), CONFIG, nested()).chunks == 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.reading import LoadError, regular_file
+from jaxinterp.reading import LoadError, damage_refused, regular_file
 from jaxinterp.sae.arrays import (
     as_jump,
     build,
@@ -50,11 +50,12 @@ KEYS = Keys(
 def read_gemma_scope(folder: Path) -> Dictionary:
     """params.npz: a JumpReLU that does not subtract b_dec."""
     path = folder / "params.npz"
-    try:
-        with open(regular_file(path), "rb") as raw, np.load(raw) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:
-        raise LoadError(f"{path} cannot be read ({error}): fetch it again.") from error
+    with (
+        damage_refused(path, "a file of arrays"),
+        open(regular_file(path), "rb") as raw,
+        np.load(raw) as file,
+    ):
+        arrays = {name: file[name] for name in file.files}
     return build(taken(numbers(arrays, path), FIRST, path), path, activation="jumprelu")
 
 
