@@ -112,7 +112,7 @@ def scalings(given):
     }  # fmt: skip
 
 
-@case("sae.train", "sae.advance", "sae.update", within=LEARNED)
+@case("sae.train", "sae.advance", "sae.update", within=LEARNED, long=True)
 def training_of_dictionaries(given):
     """Of activations in the dtype: what is learned from them is in float32."""
     batches = [given.normal(64, 8, scale=30, shift=100, seed=i) for i in range(6)]
@@ -155,7 +155,7 @@ def absorption(given):
     return {"rates": rates, "ranked": split.ranked, "f1": split.f1}
 
 
-@case("sae.Spelling.fit", "sae.Spelling.measure", within=EXACT)
+@case("sae.Spelling.fit", "sae.Spelling.measure", within=EXACT, long=True)
 def spelling(given):
     x, _, d = of_letters(given)
     words = [f"{'abc'[letter]}{i}" for i, letter in enumerate(LETTERS)]
@@ -192,7 +192,7 @@ no_numbers("nothing changes from batch to batch", "sae.Given.kept")
 
 
 @case("sae.values_at", "sae.harvest", "sae.Harvest.take", "sae.Harvest.kept", "sae.Given.take",
-      own=True)  # fmt: skip
+      own=True, long=True)  # fmt: skip
 def harvests(given):
     """What stands in a model, in its dtype."""
     config = sae.DictionaryConfig(8, 4, site="resid_post", layers=(1,))
@@ -207,21 +207,21 @@ def harvests(given):
       "sae.Store.norm_limit")  # fmt: skip
 def stores(given):
     config = sae.DictionaryConfig(8, 4, site="resid_post", layers=(1,))
-    path = Path(FOLDER.name) / f"store-{given.dtype}"
+    path = Path(tempfile.mkdtemp(dir=FOLDER.name)) / "store"
     sae.harvest_to(path, given.model(), config, blocks(3), dtype="float32")
     store = sae.open_store(path)
     drawn = [np.asarray(batch) for batch in store.batches(8, epochs=1)]
     return {"chunk": store.chunk(1), "drawn": drawn, "limit": store.norm_limit(3)}
 
 
-@case("sae.loss_recovered")
+@case("sae.loss_recovered", long=True)
 def losses_recovered(given):
     mean = given.normal(8)
     found = sae.loss_recovered(given.model(), of_kind(given, scale=0.2), [PROMPTS, OTHER], mean)
     return found[["original", "dictionary", "zero", "mean"]]
 
 
-@case("sae.top_examples", "sae.feature_effects", within=SMALL)
+@case("sae.top_examples", "sae.feature_effects", within=SMALL, long=True)
 def features_in_runs(given):
     model, d = given.model(), of_kind(given)
     tops = sae.top_examples(model, d, blocks(2), k=3, features=[1, 4])
@@ -244,7 +244,7 @@ def what_features_write(given):
 
 @case(
     "sae.scale_features", "sae.add_to_features", "sae.set_features", "sae.FeatureEdit.__call__",
-    "sae.Splice.__call__",
+    "sae.Splice.__call__", long=True,
 )  # fmt: skip
 def edits_of_features(given):
     model, d = given.model(), of_kind(given, scale=0.2)
@@ -255,7 +255,7 @@ def edits_of_features(given):
     return [ji.evaluate(ji.logit(4), model, PROMPTS, edit) for edit in edits]
 
 
-@case("sae.attribute_features", "sae.feature_nodes", within=GRADIENT)
+@case("sae.attribute_features", "sae.feature_nodes", within=GRADIENT, long=True)
 def attributions_of_features(given):
     model = given.model()
     return {
@@ -264,7 +264,7 @@ def attributions_of_features(given):
     }
 
 
-@case("sae.feature_edges", "sae.select_nodes", "sae.feature_circuit", within=GRADIENT)
+@case("sae.feature_edges", "sae.select_nodes", "sae.feature_circuit", within=GRADIENT, long=True)
 def circuits_of_features(given):
     model, some = given.model(), several(given)
     nodes = sae.feature_nodes(model, some, PROMPTS, DIFF)
@@ -275,7 +275,10 @@ def circuits_of_features(given):
     return {"edges": sae.feature_edges(model, some, PROMPTS, DIFF, chosen), "circuit": whole}
 
 
-@case("sae.evaluate_feature_circuit", "sae.faithfulness", "sae.Exchange.__call__", within=SMALL)
+@case(
+    "sae.evaluate_feature_circuit", "sae.faithfulness", "sae.Exchange.__call__", within=SMALL,
+    long=True,
+)  # fmt: skip
 def judged_circuits_of_features(given):
     model, some = given.model(), several(given)
     nodes = sae.feature_nodes(given.model(), some, PROMPTS, ji.logit(4))
@@ -309,7 +312,7 @@ def _words():
     return model, ji.Tokenizer(backend), words
 
 
-@case("sae.first_letter", "sae.fit_spelling")
+@case("sae.first_letter", "sae.fit_spelling", long=True)
 def first_letters(given):
     model, tokenizer, words = _words()
     model = given.cast(model)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from cases import EXACT, FORWARD, GRADIENT, case, no_numbers
+from cases import EXACT, GRADIENT, case, no_numbers
 from small_models import CORRECT, OTHER, PROMPTS, WRONG
 from two_codes import MODEL as TWO_CODES
 from two_codes import PLANES, task_of
@@ -16,7 +16,6 @@ import jaxinterp as ji
 from jaxinterp import interchange, training
 from jaxinterp.algorithmic import addition, boards
 from jaxinterp.model import as_tokens
-from jaxinterp.nnx import Transformer
 
 DIFF = ji.logit_diff(CORRECT, WRONG)
 AGAINST = np.concatenate([OTHER, PROMPTS])
@@ -48,7 +47,7 @@ def interchanges(given):
 
 @case(
     "interchange.train_das", "interchange.Alignment.accuracy", "interchange.Alignment.interchange",
-    "interchange.Alignment.rank", within=GRADIENT,
+    "interchange.Alignment.rank", within=GRADIENT, long=True,
 )  # fmt: skip
 def alignments(given):
     model = given.model()
@@ -179,7 +178,7 @@ def streamed(given):
     batches = [
         {"clean": clean, "corrupted": clean[::-1], "metric": DIFF} for clean in (PROMPTS, OTHER)
     ]
-    path = Path(FOLDER.name) / f"stream-{given.dtype}"
+    path = Path(tempfile.mkdtemp(dir=FOLDER.name)) / "stream"
     found = ji.patch_stream(
         given.model(), batches, path, site="z", over=("layer", "head"), on_done=lambda n: None
     )
@@ -204,9 +203,3 @@ def training_of_models(given):
         made.model.params.head.W_U, start.params.head.W_U,
     )  # fmt: skip
     return {"loss": made.history.loss, "moved": np.abs(moved).mean()}
-
-
-@case("nnx.Transformer.__call__", "nnx.Transformer.model", own=True, within=FORWARD)
-def modules(given):
-    module = Transformer(given.model())
-    return {"logits": module(PROMPTS).logits, "params": jax.tree.leaves(module.model().params)}

@@ -102,7 +102,7 @@ def lenses_of_streams(given):
     return [one(streams) for one in (_tuned(given), jacobian, lens.LogitLens())]
 
 
-@case("lens.train_tuned", within=GRADIENT)
+@case("lens.train_tuned", within=GRADIENT, long=True)
 def tuned_lens(given):
     trained, losses = lens.train_tuned(given.model(), [PROMPTS] * 4, 4)
     again, more = lens.train_tuned(
@@ -122,7 +122,7 @@ def lens_on_disk(given):
     return vars(lens.load(path))
 
 
-@case("lens.patchscope")
+@case("lens.patchscope", long=True)
 def patchscopes(given):
     found = lens.patchscope(given.model(), PROMPTS, 3, OTHER, 2, layers=[0, 2])
     return found.log_prob
@@ -371,7 +371,7 @@ def models_without_a_direction(given):
     return jax.tree.leaves(found.params)
 
 
-@case("probe_and_erase")
+@case("probe_and_erase", long=True)
 def probed_and_erased(given):
     metric = ji.logit_diff([4] * 40, [8] * 40)
     found = ji.probe_and_erase(given.model(), IDS, LABELS, metric, layers=[0, 2], placebos=1)
@@ -389,7 +389,7 @@ def norms_of_streams(given):
     }
 
 
-@case("steer", "steering.side_effects", "steering.continuations", within=SMALL)
+@case("steer", "steering.side_effects", "steering.continuations", within=SMALL, long=True)
 def steered(given):
     model, metric = given.model(), ji.logit_diff(CORRECT, WRONG)
     direction = ji.Direction(given.normal(8))
