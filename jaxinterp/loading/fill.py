@@ -64,7 +64,7 @@ def untie(family: Family, config: Config, tensors: Tensors) -> tuple[Config, dic
     is not tied after all; where it holds one of the two, that one is both. An unembedding of its
     own that is missing is left to `fill` to refuse: the reference would draw it at random.
     """
-    names, stand_ins = Names(family, tensors.names(), tensors.label), {}
+    names, stand_ins = Names(family, tensors.names(), tensors.label), dict[str, str]()
     if config.head != "tied":
         return config, stand_ins
     for target, source in family.ties:

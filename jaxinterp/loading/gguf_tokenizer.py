@@ -76,12 +76,14 @@ def _rebuilt(metadata: dict[str, Any], name: str) -> Tokenizer:
     # What llama.cpp assumes of files that do not say.
     add_bos = get.get("add_bos_token", kind == "llama" or PRE_TOKENIZERS.get(pre or "") == _LLAMA3)
     bos = get.get("bos_token_id")
+    ends = [get.get(f"{kind}_token_id") for kind in ("eos", "eot", "eom")]  # of text, turn, message
     return Tokenizer(
         backend,
         bos=bos,
         eos=get.get("eos_token_id"),
         pad=get.get("padding_token_id"),
         add_bos=bool(add_bos) and bos is not None,
+        ends=tuple(dict.fromkeys(end for end in ends if end is not None)),
         name=name,
     )
 
@@ -96,7 +98,7 @@ def _check(get: dict[str, Any]) -> None:
     tokens = get["tokens"]
     if sum(map(len, tokens)) > LETTERS or sum(map(len, get.get("merges", ()))) > MERGED:
         raise ValueError(f"its tokens have more than {LETTERS} letters, or its merges {MERGED}")
-    for field in ("bos", "eos", "padding", "unknown"):
+    for field in ("bos", "eos", "eot", "eom", "padding", "unknown"):
         index = get.get(f"{field}_token_id")
         if index is not None and (type(index) is not int or not 0 <= index < len(tokens)):
             raise ValueError(f"its {field}_token_id is {index!r:.40} of {len(tokens)} tokens")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxinterp.files import whole, whole_folder
+from jaxinterp.files import content, whole, whole_folder
 from jaxinterp.loading.reading import own_config, read_json, read_tokenizer, sha256
 from jaxinterp.loading.registry import BUILT_IN
 from jaxinterp.loading.sharding import shardings
@@ -245,7 +245,8 @@ def ship(
 
     Raises ``ValueError`` for a name that is taken or cannot be one, parameters that are not
     finite float32, kept models of another config or beyond ``steps``, metrics that are not
-    finite, and files of more than 10 MB; ``FileExistsError`` where the folder holds no model.
+    finite, and files of more than 10 MB; ``FileExistsError`` where the folder holds no model, or files
+    that its card does not list.
     """
     place = Path(folder).absolute()
     _check_name(place.name)
@@ -265,12 +266,13 @@ def ship(
     arrays = {file: _arrays(file, one) for file, one in files.items()}
     from safetensors.numpy import save_file
 
-    with whole_folder(place, overwrite=True) as partial:
+    ours = [*card(place).files, CARD] if place.exists() else []  # what may be replaced
+    with whole_folder(place, overwrite=True, listed=ours) as partial:
         for file, each in arrays.items():
             save_file(each, partial / file)
         if tokenizer is not None:
             tokenizer.save(partial)
-        written = sorted(p.name for p in partial.iterdir())
+        written = content(partial)
         size = sum((partial / file).stat().st_size for file in written)
         if size > LIMIT:
             raise ValueError(

@@ -73,10 +73,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not index.exists():
         return {}
     found = read_json_object(index).get("weight_map")
-    names = found.values() if isinstance(found, Mapping) else ()
-    if not names or not all(isinstance(name, str) for name in names):
+    if not isinstance(found, dict) or not found or {type(n) for n in found.values()} != {str}:
         raise LoadError(f"{index} has no weight_map of files by tensor. Download it again.")
-    return dict(found)
+    return found
 
 
 def _open(files: list[Path], where: Mapping[str, str], folder: Path) -> Tensors:

@@ -92,7 +92,7 @@ def rotary_cases() -> Iterator[tuple[str, dict[str, Any]]]:
     """A model_type and its config.json, all of which the reference computes with."""
     for name in ("llama", "mistral", "qwen2", "qwen3", "olmo2", "gemma2"):
         for settings in _flat():
-            yield name, {**_SIZES, "head_dim": 8, **settings}
+            yield name, {**_SIZES, "num_key_value_heads": 2, "head_dim": 8, **settings}
     for settings in ({}, {"rope_theta": 500.0}, {"partial_rotary_factor": 0.5},
                      {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0,
                                           "partial_rotary_factor": 0.5}}):  # fmt: skip
@@ -110,4 +110,5 @@ def rotary_cases() -> Iterator[tuple[str, dict[str, Any]]]:
                      {"rope_parameters": {"full_attention": both["full_attention"]}},
                      {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0},
                       "rope_local_base_freq": 50.0, "sliding_window_pattern": 2}):  # fmt: skip
-        yield "gemma3_text", {**_SIZES, "num_hidden_layers": 6, "head_dim": 8, **settings}
+        shape = {**_SIZES, "num_hidden_layers": 6, "num_key_value_heads": 2, "head_dim": 8}
+        yield "gemma3_text", {**shape, **settings}

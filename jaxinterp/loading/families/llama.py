@@ -51,6 +51,7 @@ _QWEN: dict[str, k.Key] = {
     "max_window_layers": k.Key("a whole number", lambda n: type(n) is int, 28),
     "layer_types": k.listed(),
 }
+_ORIGINAL = "original_max_position_embeddings"
 _NO_WINDOW = (None, "a window that the family does not have")
 _NO_BIAS = (False, "biases that the family does not have")
 
@@ -239,7 +240,7 @@ PHI3 = _sibling(
     "phi3",
     k.Keys(
         used={
-            **COMMON,
+            **{key: its for key, its in COMMON.items() if key != _ORIGINAL},
             "rms_norm_eps": k.positive(1e-5),
             "max_position_embeddings": k.size(4096),
             "sliding_window": k.size(None, null=True),
@@ -251,7 +252,7 @@ PHI3 = _sibling(
             "full_attn_mod": (1, "windows that differ by layer"),
             "interpolate_factor": (1, "positions that are scaled"),
         },
-        idle=IDLE,
+        idle={**IDLE, _ORIGINAL: "only scaled rotary positions read it, which are refused"},
     ),
     _phi3,
     {
