@@ -9,8 +9,12 @@ from pathlib import Path
 
 import causal  # noqa: F401 (files of entries declare their cases when they are imported)
 import dictionaries  # noqa: F401
+import edges  # noqa: F401
+import learning  # noqa: F401
 import pytest
 import reading  # noqa: F401
+import values  # noqa: F401
+import without_numbers  # noqa: F401
 from cases import CASES, NO_NUMBERS, Given, counted, differences, reached
 
 FROZEN = Path(__file__).parents[1] / "public_api.txt"
