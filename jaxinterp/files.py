@@ -17,9 +17,12 @@ import secrets
 import shutil
 import socket
 import sys
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 if sys.platform != "win32":
     import fcntl
@@ -227,10 +230,11 @@ def marked(folder: Path) -> dict[str, Any] | None:
     return found if listed else None
 
 
-def discard(folder: Path) -> bool:
+def discard(folder: Path, *, deep: bool = True) -> bool:
     """Delete the files that the markers in a folder list, and the folders that are empty then.
 
-    Everything else stays, and so does the way to it. Returns whether anything was deleted.
+    Everything else stays, and so does the way to it. deep: also what the markers in folders inside
+    list. Returns whether anything was deleted.
     """
     if not folder.is_dir() or folder.is_symlink():
         return False
@@ -241,7 +245,7 @@ def discard(folder: Path) -> bool:
     emptied = {folder / parent for name in gone for parent in Path(name).parents} - {folder}
     for each in sorted(emptied, reverse=True):
         _remove_if_empty(each)
-    inner = [discard(each) for each in folder.iterdir() if each.is_dir()]
+    inner = [discard(each) for each in folder.iterdir() if deep and each.is_dir()]
     if found is not None:
         (folder / MARK).unlink(missing_ok=True)
     if found is not None or any(inner):
@@ -299,6 +303,14 @@ def content(folder: Path) -> list[str]:
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(name == each or fnmatch.fnmatchcase(name, each) for each in patterns)
+
+
+def checksums(arrays: Iterable[Any]) -> list[str]:
+    """Of each array: its dtype, its shape, and a sum of its bytes that changes with them."""
+    return [
+        f"{each.dtype} {each.shape} {zlib.crc32(each.reshape(-1).view(np.uint8).data):08x}"
+        for each in map(np.ascontiguousarray, arrays)
+    ]
 
 
 # One run at a time

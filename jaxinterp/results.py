@@ -7,6 +7,8 @@ import json
 import os
 import warnings
 import weakref
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.files import whole, writable_folder
+from jaxinterp.files import mark, marked, tidy, whole, writable_folder
+from jaxinterp.hdf5 import check_hdf5, sealed
 from jaxinterp.model import Model
 from jaxinterp.numerics import wide
+from jaxinterp.reading import LoadError, damage_refused
+from jaxinterp.version import __version__
 
 if TYPE_CHECKING:  # xarray brings pandas: too heavy for `import jaxinterp`
     import xarray as xr
@@ -32,8 +37,6 @@ def claim(model: Model, **fields: Any) -> dict[str, Any]:
 
     Values are numbers, strings, or (nested ones) JSON, so that they survive any file format.
     """
-    from jaxinterp.version import __version__
-
     record = {
         "model": model.name,
         "revision": model.revision,
@@ -94,42 +97,52 @@ def share(result: xr.DataArray, prompts: str = "mean") -> xr.DataArray:
 
 
 def save(result: xr.DataArray | xr.Dataset, path: str | os.PathLike[str]) -> Path:
-    """Write a result as NetCDF-4 (HDF5), coordinates and attributes included."""
+    """Write a result as NetCDF-4 (HDF5), coordinates, attributes and checksums included.
+
+    Raises ``OSError`` as `jaxinterp.files.whole` does.
+    """
     import xarray as xr
 
     if isinstance(result, xr.Dataset):
         dataset = result.assign_attrs({_MARK: "Dataset"})
     else:
         dataset = result.to_dataset(name=result.name or "value")
+    summed = {
+        name: {"fletcher32": True}
+        for name, each in dataset.variables.items()
+        if each.dtype.kind in "fiub" and each.size and each.ndim
+    }
+    # In memory: HDF5 shouts when a disk is full.
+    made = dataset.to_netcdf(None, engine="h5netcdf", encoding=summed)
     with whole(path) as temporary:
-        dataset.to_netcdf(temporary, engine="h5netcdf")
+        temporary.write_bytes(sealed(made))
     return Path(path)
 
 
 def load(path: str | os.PathLike[str]) -> Any:
     """Read a result written by `save`, an ``xarray.DataArray`` or ``Dataset`` as it was.
 
-    Raises ``ValueError`` when the file is not one.
+    A file of another program is read as well, if it holds one array. Either is first looked at in
+    a process of its own (`jaxinterp.hdf5`), which takes a quarter of a second.
+
+    Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` when the file is not one, was
+    changed, or is damaged.
     """
     import xarray as xr
 
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise FileNotFoundError(f"There is no result file {path}.")
-    import h5py
-
-    try:
-        with h5py.File(path):  # xarray is noisy about files that are not whole
-            pass
+    what, remedy = "a complete result file", "Fetch it again, or run it again."
+    with damage_refused(path, what, remedy):
+        check_hdf5(path, what, remedy)
         with xr.open_dataset(path, engine="h5netcdf") as opened:
             dataset = opened.load()
-    except (OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a complete result file ({error}); run it again.") from None
-    if dataset.attrs.pop(_MARK, None):
-        return dataset
-    arrays = list(dataset.values())
-    if len(arrays) != 1:
-        raise ValueError(f"{path} holds {len(arrays)} arrays, a result file holds one.")
-    return arrays[0]
+        if dataset.attrs.pop(_MARK, None):
+            return dataset
+        arrays = list(dataset.values())
+        if len(arrays) != 1:
+            raise LoadError(f"{path} holds {len(arrays)} arrays, a result file holds one.")
+        return arrays[0]
 
 
 def weights_digest(model: Model) -> str:
@@ -174,27 +187,35 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+PIECES = "[0-9a-f]" * 16 + "-[0-9]*.npz"  # the names of `Parts`
+
+
 class Parts:
     """Finished pieces of a long run, kept in a folder so that a killed run resumes.
 
-    The folder is the caller's to delete when the run is done. Pieces of another run (a
-    different ``key``) in it are not taken for ours.
+    The folder is the caller's to `jaxinterp.files.discard` when the run is done. Pieces of another
+    run (a different ``key``) or of another version in it are not taken for ours; nor is one whose
+    checksum (a zip file has one) tells that it is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str], key: str):
-        self.folder, self.key = writable_folder(folder), key
+        self.folder, self.key = writable_folder(folder), fingerprint(key, __version__)
+        tidy(self.folder)
+        if marked(self.folder) is None:
+            mark(self.folder, [PIECES])
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"{self.key}-{index:05d}.npy"
+        return self.folder / f"{self.key}-{index:05d}.npz"
 
     def get(self, index: int) -> np.ndarray | None:
         """A finished piece, or None."""
         try:
-            return np.load(self._path(index))
-        except (FileNotFoundError, ValueError, EOFError):
+            with open(self._path(index), "rb") as file, np.load(file) as found:
+                return np.asarray(found["piece"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
             return None
 
     def put(self, index: int, value: np.ndarray) -> None:
         """Keep a finished piece."""
         with whole(self._path(index)) as temporary:
-            np.save(temporary, value)
+            np.savez(temporary, piece=value)

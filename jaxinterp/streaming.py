@@ -11,22 +11,19 @@ import contextlib
 import dataclasses
 import inspect
 import itertools
-import json
 import os
-import shutil
-import statistics
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxinterp.cells import Cells, coordinates
-from jaxinterp.files import whole, writable_folder
+from jaxinterp.checks import whole_number
+from jaxinterp.files import locked, room
+from jaxinterp.growing import GrowingStore
 from jaxinterp.metrics import Metric, check_metric, logit_diff
 from jaxinterp.model import Model, Tokens, as_tokens
 from jaxinterp.patching import check_pair, patch
@@ -37,7 +34,6 @@ from jaxinterp.tokens import Tokenizer
 if TYPE_CHECKING:
     import xarray as xr
 
-MANIFEST = "manifest.json"
 WIDTH = 8  # prompts longer than the first batch's are padded to a multiple of this
 
 # Options of `patch` that the stream gives, and those that leave the run what it is.
@@ -64,8 +60,9 @@ def patch_stream(
     works for prompts of unequal length. ``record`` should say what the stream is.
 
     Call it again with the same arguments to resume: finished batches are compared with what
-    the store holds and not run. A longer stream goes on where the store ends. One process
-    writes at a time. ``memory`` and ``mesh`` may change, at the price of rounding.
+    the store holds and not run; what is damaged is made again. A longer stream goes on where the
+    store ends. One process writes at a time. ``memory`` and ``mesh`` may change, at the price of
+    rounding.
 
     total: the number of prompts, if known. on_done: called with experiments x prompts as each
     batch is kept (or found finished). Without it, and at a terminal, a bar shows the rate and,
@@ -76,15 +73,17 @@ def patch_stream(
 
     Raises ``ValueError`` for an empty stream, a batch that does not fit the grid (naming it),
     a folder that holds something else, and a store of another run or stream; ``OSError``
-    for a folder that cannot be written to; ``TypeError`` for options that `patch` lacks.
+    for a folder that cannot be written to, that another run writes to (``BlockingIOError``), or
+    without room (`jaxinterp.files.DiskFull`); ``TypeError`` for options that `patch` lacks.
     """
     import xarray as xr
 
     if isinstance(batches, (Task, Mapping)):
         raise ValueError(f"batches is one {type(batches).__name__}: put it in a list.")
-    store = _Store(out, _run(model, options))
+    total, run = whole_number("total", total, 1, optional=True), _run(model, options)
     grid: _Grid | None = None
-    with _progress(total, on_done) as step:
+    with locked(out) as folder, _progress(total, on_done) as step:
+        store = GrowingStore(folder, run)
         for number, given in enumerate(batches):
             with _naming(f"Batch {number}"):
                 batch = _as_batch(model, given, options)
@@ -96,11 +95,12 @@ def patch_stream(
                 began = time.perf_counter()
                 with _naming(f"Batch {number}"):
                     result = grid.run(model, batch)
-                store.put(number, key, rows, result, began)
+                with room(folder):
+                    store.put(number, key, rows, result, began)
             step(int(np.prod(store.arrays[store.name].shape[:-1])), len(batch.clean), done)
-    if grid is None:
-        raise ValueError("The stream is empty, expected at least one batch: is it used up?")
-    store.finish(grid)
+        if grid is None:
+            raise ValueError("The stream is empty, expected at least one batch: is it used up?")
+        store.finish(grid.n_prompts, grid.metric, grid.texts)
     return xr.open_zarr(store.path, chunks=None)[store.name]
 
 
@@ -125,8 +125,7 @@ def batches_of(
     Raises ``ValueError`` naming the row for fields that are missing or not text, prompts that
     differ in length, and answers that are not one token.
     """
-    if size < 1:
-        raise ValueError(f"size={size}: a batch holds at least one prompt.")
+    whole_number("size", size, 1)
     fields, numbered = (clean, corrupted, answer, wrong), enumerate(rows)
     while held := list(itertools.islice(numbered, size)):
         read = []
@@ -318,164 +317,6 @@ class _Grid:
         cells = Cells({axis: places}, {axis: np.array(places)})
         tokenizer, names = self.options["tokenizer"], self.options.get("names")
         return coordinates(cells, two, two, tokenizer, names)[f"{axis}_token"][1]
-
-
-class _Store:
-    """The zarr store, and the manifest that says how far it is true."""
-
-    def __init__(self, out: str | os.PathLike[str], run: dict[str, Any]):
-        self.path, self.run = writable_folder(out), run
-        lefts = map(self.path.glob, (".manifest.*.json", "..zmetadata.*", "**/*.partial"))
-        for left in itertools.chain(*lefts):  # by a killed process
-            left.unlink(missing_ok=True)
-        self.manifest: dict[str, Any] = {"run": run, "batches": [], "sessions": []}
-        self.arrays: dict[str, Any] = {}
-        self.ran: list[tuple[int, float]] = []  # experiments x prompts and seconds, of each batch
-        self._open()
-        self.earlier = len(self.manifest["sessions"])
-
-    def _open(self) -> None:
-        file = self.path / MANIFEST
-        held = sorted(path.name for path in self.path.iterdir())
-        if not held:
-            return
-        if MANIFEST not in held:
-            found = f"{self.path} holds {held[0]!r} and no {MANIFEST}"
-            raise ValueError(f"{found}: choose the store of an earlier call, or an empty folder.")
-        manifest = _read_json(file, run=dict, batches=list, sessions=list)
-        fields = {"prompts", "key", "values"}
-        if not manifest or any(not fields <= {*batch} for batch in manifest["batches"]):
-            if _read_json(self.path / ".zattrs").get("run") != fingerprint(json.dumps(self.run)):
-                text = f"{file} is damaged, and nothing shows that the store is of this run"
-                raise ValueError(f"{text}: delete {self.path}, or choose another folder.")
-            warnings.warn(f"{file} is damaged: the run starts over.", stacklevel=4)
-            return
-        runs = manifest["run"], self.run
-        said = {k: [repr(r.get(k)) for r in runs] for k in {**runs[0], **runs[1]}}
-        differs = [(len(a + b), k, a, b) for k, (a, b) in said.items() if a != b]
-        if differs:  # the shortest is the one to read
-            _, name, there, here = min(differs)
-            text = f"its {name} is {there:.99}, here it is {here:.99}"
-            text += ". Choose another folder, or delete it."
-            raise ValueError(f"{self.path} is the store of another run: {text}")
-        self.manifest = manifest
-        try:  # before the first batch is finished, the arrays may be in the making
-            self.arrays = self._load() if manifest["batches"] else {}
-        except (OSError, KeyError, ValueError):
-            warnings.warn(f"{self.path} lacks its arrays: the run starts over.", stacklevel=4)
-            self.manifest["batches"] = []
-
-    def _load(self) -> dict[str, Any]:
-        import zarr
-
-        group: Any = zarr.open_group(self.path, mode="r+", zarr_format=2, use_consolidated=False)
-        self.name = str(group.attrs["array"])
-        about = group[self.name].attrs
-        names = (self.name, *about["_ARRAY_DIMENSIONS"], *about["coordinates"].split())
-        return {name: group[name] for name in names}
-
-    @property
-    def n_prompts(self) -> int:
-        return sum(batch["prompts"] for batch in self.manifest["batches"])
-
-    def _values(self, rows: slice) -> str:
-        """A hash of what the store holds of some prompts."""
-        names = (self.name, "clean", "corrupted")
-        return fingerprint([np.asarray(self.arrays[name][..., rows]) for name in names])
-
-    def finished(self, number: int, key: str, rows: slice) -> bool:
-        """Whether a batch is in the store. Refuses one that is not the store's."""
-        if number >= len(self.manifest["batches"]):
-            return False
-        entry = self.manifest["batches"][number]
-        if entry["key"] != key:
-            raise ValueError(
-                f"Batch {number} is not the one that {self.path} holds: its prompts, roles or "
-                "metric differ. Give the stream that the store was made from, or another folder."
-            )
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # a damaged chunk
-            return self._values(rows) == entry["values"]
-        return False
-
-    def put(self, number: int, key: str, rows: slice, result: xr.DataArray, began: float) -> None:
-        """Write a batch, then say so."""
-        if not self.arrays:
-            self._create(result)
-        end = max(rows.stop, self.n_prompts)
-        result = result.assign_coords(prompt=np.arange(rows.start, rows.stop))
-        for name, array in self._growing().items():
-            file = ".".join(["0"] * (array.ndim - 1) + [str(number)])
-            (self.path / name / file).unlink(missing_ok=True)  # half written, it cannot be read
-            array.resize((*array.shape[:-1], end))
-            array[..., rows] = result.values if name == self.name else result.coords[name].values
-        self.arrays[self.name].attrs["n_prompts"] = end
-        entry = {"prompts": rows.stop - rows.start, "key": key, "values": self._values(rows)}
-        self.manifest["batches"][number : number + 1] = [entry]
-        self.ran.append((result.size, time.perf_counter() - began))
-        # The rate is the median batch's: compiling, in the first, does not count.
-        rate = statistics.median(experiments / seconds for experiments, seconds in self.ran)
-        experiments, seconds = map(sum, zip(*self.ran, strict=True))
-        said = {"batches": len(self.ran), "experiments": experiments, "seconds": seconds}
-        self.manifest["sessions"][self.earlier :] = [{**said, "rate": rate}]
-        self._commit()
-
-    def _growing(self) -> dict[str, Any]:
-        dims = {name: array.attrs["_ARRAY_DIMENSIONS"] for name, array in self.arrays.items()}
-        return {name: self.arrays[name] for name in dims if dims[name][-1] == "prompt"}
-
-    def _create(self, result: xr.DataArray) -> None:
-        """Empty arrays like the first batch's; the manifest comes first: the folder is ours."""
-        self._write(MANIFEST, self.manifest)
-        for path in {*self.path.iterdir()} - {self.path / MANIFEST}:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        dataset = result.to_dataset(name=result.name or "value")
-        for name in dataset.variables:
-            if dataset[name].dtype.kind == "U":  # of any length: later texts may be longer
-                dataset[name] = dataset[name].astype(object)
-        dataset.attrs = {"run": fingerprint(json.dumps(self.run)), "array": result.name or "value"}
-        # Format 2: the one whose consolidated metadata and strings are settled.
-        chunks = {name: {"chunks": dataset[name].shape} for name in dataset.variables}
-        with warnings.catch_warnings(action="ignore"):  # of the manifest: it is not zarr's
-            dataset.to_zarr(self.path, mode="a", zarr_format=2, consolidated=False, encoding=chunks)
-        self.arrays = self._load()
-
-    def _write(self, file: str, what: dict[str, Any]) -> None:
-        with whole(self.path / file) as temporary:
-            temporary.write_text(json.dumps(what, indent=1, sort_keys=True) + "\n")
-
-    def _commit(self) -> None:
-        """Readers see all arrays grow at once, and only then does the manifest count them."""
-        files = [".zgroup", ".zattrs"]
-        files += [f"{name}/{file}" for name in self.arrays for file in (".zarray", ".zattrs")]
-        metadata = {file: json.loads((self.path / file).read_text()) for file in files}
-        self._write(".zmetadata", {"metadata": metadata, "zarr_consolidated_format": 1})
-        self._write(MANIFEST, self.manifest)
-
-    def finish(self, grid: _Grid) -> None:
-        """Make labels and claim those of all prompts."""
-        if self.n_prompts != grid.n_prompts:
-            raise ValueError(
-                f"{self.path} holds {self.n_prompts} prompts, the stream ended after "
-                f"{grid.n_prompts}: give the stream that it was made from, or another folder."
-            )
-        for array in self._growing().values():  # a killed process may have begun one more
-            array.resize((*array.shape[:-1], self.n_prompts))
-        for axis in ("position", "source"):
-            if f"{axis}_token" in self.arrays:
-                texts = grid.texts(axis, self.arrays[axis][:].tolist())
-                self.arrays[f"{axis}_token"][:] = np.array(texts, object)
-        self.arrays[self.name].attrs["metric"] = json.dumps(grid.metric)
-        self._commit()
-
-
-def _read_json(file: Path, **kinds: type) -> dict[str, Any]:
-    """A file's JSON object, or an empty one when it is none or lacks these fields."""
-    try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    fits = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items())
-    return found if fits else {}
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from small_models import ragged, small_model
 from streaming_worker import SIZE, N, stream
 from tokenizers import models, pre_tokenizers
 
-from jaxinterp import metrics, streaming
+from jaxinterp import files, metrics, streaming
 from jaxinterp.model import Tokens
 from jaxinterp.patching import patch
 from jaxinterp.streaming import batches_of, patch_stream
@@ -287,8 +287,9 @@ def garble(out, damage):
     if damage == "half a chunk beyond":
         (values / "0.0.2").write_bytes((values / "0.0.1").read_bytes()[:20])
         (out / "clean" / "2").write_bytes(b"")
-        (out / ".manifest.1.json").write_text("{")
-        (values / "0.0.2.abc.partial").write_bytes(b"x")
+        dead = f"jaxinterp-{files._HOST}-999999999-0123abcd"
+        (out / f".manifest.{dead}.json").write_text("{")
+        (values / f"0.0.2.{'0a' * 16}.partial").write_bytes(b"x")
     elif damage == "sizes beyond":
         for name, shape in (("logit_diff", [3, 5, 6]), ("clean", [6])):
             meta = json.loads((out / name / ".zarray").read_text())
@@ -339,10 +340,12 @@ def test_a_damaged_manifest_starts_over_and_says_so(out, tmp_path, calls, damage
         run(batches, out, direction="noise")
 
 
-def test_lost_arrays_start_over_and_say_so(out, calls):
+@pytest.mark.parametrize("lost", ["clean", "layer", "layer/0", "position/0"])
+def test_lost_arrays_start_over_and_say_so(out, calls, lost):
+    """A missing chunk of an axis would be read as zeros: every layer would be the first."""
     run(few(5), out)
-    shutil.rmtree(out / "clean")
-    with pytest.warns(UserWarning, match="lacks its arrays: the run starts over"):
+    shutil.rmtree(out / lost) if (out / lost).is_dir() else (out / lost).unlink()
+    with pytest.warns(UserWarning, match="lacks its arrays, or some are damaged: the run"):
         run(few(5), out)
     assert calls == [2] * 6
 
@@ -465,6 +468,55 @@ def test_folders_that_are_not_ours_are_refused(tmp_path):
     with pytest.raises(ValueError, match="nothing shows that the store is of this run: delete"):
         run(few(), tmp_path / "other")
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+HOSTILE = [
+    "x.partial", ".manifest.1.json", "..zmetadata.x", "deep/er/y.partial", ".parts/z", "chunk-0.npy"
+]  # fmt: skip
+
+
+def test_nothing_of_a_persons_is_deleted(tmp_path, out):
+    """Neither in a folder that is refused, nor beside the arrays of a store."""
+
+    def scatter(folder):
+        for name in HOSTILE:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("mine")
+
+    def intact(folder):
+        return all((folder / name).read_text() == "mine" for name in HOSTILE)
+
+    scatter(tmp_path / "theirs")
+    with pytest.raises(ValueError, match=r"holds '.*' and no manifest.json: choose"):
+        run(few(), tmp_path / "theirs")
+    assert intact(tmp_path / "theirs")
+    assert len([p for p in (tmp_path / "theirs").rglob("*") if p.is_file()]) == len(HOSTILE)
+
+    whole = run(few(5), out)
+    scatter(out)
+    (out / "logit_diff" / "mine.partial").write_text("mine")
+    assert_same(run(few(5), out), whole, exactly=True)
+    (out / "manifest.json").write_text("{")
+    with pytest.warns(UserWarning, match="damaged: the run starts over"):
+        assert_same(run(few(5), out), whole, exactly=True)
+    assert intact(out)
+
+
+def test_one_run_writes_at_a_time(out):
+    def nested():
+        yield few()[0]
+        with pytest.raises(BlockingIOError, match="is written to by process"):
+            run(few(), out)
+        yield few()[1]
+
+    assert run(nested(), out).sizes["prompt"] == 4
+    assert not [p for p in out.iterdir() if "lock" in p.name]
+
+
+def test_a_run_that_fails_at_once_leaves_no_folder(out):
+    with pytest.raises(ValueError, match="Batch 0"):
+        run([5], out)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

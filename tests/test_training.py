@@ -155,7 +155,8 @@ def test_resumed_is_unbroken_bit_for_bit(unbroken, at, tmp_path):
         on_step=lambda step, values: told.append((step, values)),
     )  # fmt: skip
     first = {3: 0, 8: 5}[at]
-    assert [s for s in seen if s] == list(range(max(first, 1), STEPS))
+    last = [first - 1] if first else []  # the one learned from last is compared
+    assert [s for s in seen if s] == [*last, *range(max(first, 1), STEPS)]
     same(resumed.model, whole.model)
     same(resumed.kept, whole.kept)
     assert resumed.history.identical(whole.history)
@@ -166,7 +167,7 @@ def test_resumed_is_unbroken_bit_for_bit(unbroken, at, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["run"]
     seen.clear()
     again = run(keep=keep, folder=folder, batch=counted, **PLACE)  # all is done
-    assert seen == [0]
+    assert seen == [0, STEPS - 1]
     same(again.model, whole.model)
     same(again.kept, whole.kept)
     assert not any(leaf.committed for leaf in jax.tree.leaves((again.model, again.kept)))
@@ -197,17 +198,28 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     def other(step):
         return batch(step + 1)
 
+    def flatter(model, tokens):
+        value, others = loss(model, tokens)
+        return 0.5 * value, others
+
     cases = {
-        "keep": {}, "steps": {"steps": STEPS + 1}, "batch": {"batch": other},
-        "weights": {"model": start(seed=4)},
-        "config, weights": {"model": start(CONFIG.replace(d_mlp=12))},
+        "program": {"loss": flatter}, "keep": {}, "steps": {"steps": STEPS + 1},
+        "batch": {"batch": other}, "weights": {"model": start(seed=4)},
+        "config, program, weights": {"model": start(CONFIG.replace(d_mlp=12))},
     }  # fmt: skip
     for what, changed in cases.items():
         options = {"keep": (2,) if what != "keep" else (3,), **changed}
         with pytest.raises(ValueError, match=f"another run, of other {what}: give another folder"):
             run(folder=folder, **{**PLACE, **options})
-    with pytest.raises(LoadError, match=r"cannot be read .* of another optimizer"):
-        run(folder=folder, keep=(2,), optimizer=optax.sgd(1e-2, momentum=0.9), **PLACE)
+    for rate in (optax.sgd(1e-2, momentum=0.9), optax.adamw(1e-3)):
+        with pytest.raises(ValueError, match="another run, of other program"):
+            run(folder=folder, keep=(2,), optimizer=rate, **PLACE)
+
+    def later(step):
+        return batch(step + 1 if step == STEPS - 1 else step)
+
+    with pytest.raises(ValueError, match="batch 11 is not the one that it learned from"):
+        run(folder=folder, keep=(2,), batch=later, **PLACE)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="holds no checkpoint"):
@@ -222,6 +234,39 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     (folder / "run.json").write_text("{")
     with pytest.raises(LoadError, match=r"run\.json is not valid JSON"):
         run(folder=folder)
+
+
+def test_arrays_that_were_changed_are_named(tmp_path):
+    """What a checkpoint holds is compared with the checksums that it was written with."""
+    folder = tmp_path / "run"
+    run(folder=folder, **PLACE)
+    said = json.loads((folder / "run.json").read_text())
+    said["sums"][3] = said["sums"][3][:-8] + "00000000"
+    (folder / "run.json").write_text(json.dumps(said))
+    with pytest.raises(LoadError, match="its arrays have other checksums"):
+        run(folder=folder, **PLACE)
+    (folder / "run.json").write_text(json.dumps({**said, "format": 1}))
+    with pytest.raises(ValueError, match="of other format"):
+        run(folder=folder, **PLACE)
+
+
+def test_a_checkpoint_with_a_persons_file_in_it_is_not_replaced(tmp_path):
+    folder = tmp_path / "run"
+    run(folder=folder, **PLACE)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds 'notes\.txt'"):
+        run(folder=folder, **PLACE)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_one_run_holds_a_folder_at_a_time(tmp_path):
+    def nested(step):
+        if step == 2:
+            with pytest.raises(BlockingIOError, match="is written to by process"):
+                run(folder=tmp_path / "run", **PLACE)
+        return batch(step)
+
+    run(folder=tmp_path / "run", batch=nested, **PLACE)
 
 
 def poisoned(step):

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxinterp.cli.commands import OfJob
 from jaxinterp.cli.job import Job, Setting, bar, pictures, say
+from jaxinterp.files import whole
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -33,16 +34,17 @@ def edges(
         steps: Of the estimates that integrate.
         show: Edges in the picture.
     """
+    given = locals()
     from jaxinterp import circuits
 
-    setting = job.start("edges")
-    result = _scores(setting, method, direction, steps)
-    written = setting.save({"edges": result})
-    weights = circuits.importance(result)
-    n = min(show, len(weights))
-    circuit = circuits.top_edges(setting.model, weights, n, pruned=False)
-    written += _draw(setting, circuit, weights, f"{setting.task.name}: the {n} strongest edges")
-    setting.finish(written)
+    with job.start("edges", given) as setting:
+        result = _scores(setting, method, direction, steps)
+        written = setting.save({"edges": result})
+        weights = circuits.importance(result)
+        n = min(show, len(weights))
+        circuit = circuits.top_edges(setting.model, weights, n, pruned=False)
+        written += _draw(setting, circuit, weights, f"{setting.task.name}: the {n} strongest edges")
+        setting.finish(written)
 
 
 def paths(
@@ -61,25 +63,28 @@ def paths(
         through: Nodes on the way that answer: names, or heads or mlps for all of a kind.
         direction: Noise: corrupted values into the clean run; denoise: the reverse.
     """
+    given = locals()
     from jaxinterp import circuits, report
 
-    setting = job.start("paths")
-    graph = circuits.Graph(setting.model.config)
-    into = [graph.receiver_index(name) for name in receivers]
-    count = len(senders) or int(graph.exists[into].any(0).sum())
-    with bar(count * len(setting.task), "experiments") as progress:
-        result = circuits.patch_paths(
-            setting.model, **setting.twins, receivers=receivers, senders=senders or None,
-            through=through, direction=direction, batch=setting.batch, parts=setting.parts,
-            record=setting.record, on_done=progress.update,
-        )  # fmt: skip
-    written = setting.save({"paths": result})
-    title = f"{setting.task.name}: paths into {', '.join(receivers)} of {setting.model.name}"
-    written.append(report.write_report({"paths": result}, setting.out / "report.html", title=title))
-    if pictures():
-        report.spread(result, setting.out / "paths.png", k=min(20, count))
-        written.append(setting.out / "paths.png")
-    setting.finish(written)
+    with job.start("paths", given) as setting:
+        graph = circuits.Graph(setting.model.config)
+        into = [graph.receiver_index(name) for name in receivers]
+        count = len(senders) or int(graph.exists[into].any(0).sum())
+        with bar(count * len(setting.task), "experiments") as progress:
+            result = circuits.patch_paths(
+                setting.model, **setting.twins, receivers=receivers, senders=senders or None,
+                through=through, direction=direction, batch=setting.batch, parts=setting.parts,
+                record=setting.record, on_done=progress.update,
+            )  # fmt: skip
+        written = setting.save({"paths": result})
+        title = f"{setting.task.name}: paths into {', '.join(receivers)} of {setting.model.name}"
+        written.append(
+            report.write_report({"paths": result}, setting.out / "report.html", title=title)
+        )
+        if pictures():
+            report.spread(result, setting.out / "paths.png", k=min(20, count))
+            written.append(setting.out / "paths.png")
+        setting.finish(written)
 
 
 def discover(
@@ -102,29 +107,30 @@ def discover(
         threshold: ACDC's, in the metric's unit; 0: no further pruning.
         steps: Of the estimates that integrate.
     """
+    given = locals()
     from jaxinterp import circuits
 
     if not 0 < share <= 1:
         raise ValueError(f"--share {share}: a fraction of the edges, above 0 and at most 1.")
-    setting = job.start("discover")
-    scores = circuits.importance(_scores(setting, method, "noise", steps))
-    choose = {"top": circuits.top_edges, "greedy": circuits.greedy_edges}[select]
-    circuit = choose(setting.model, scores, max(1, round(share * len(scores))))
-    if not len(circuit):
-        raise ValueError(f"No path of edges is left among {share:.2%}: give a larger --share.")
-    say(f"{circuit} from scores")
-    if threshold > 0:
-        with bar(len(circuit), "edges") as progress:
-            found: Any = circuits.acdc(
-                setting.model, **setting.twins, threshold=[threshold], start=circuit,
-                on_done=progress.update,
-            )  # fmt: skip
-        circuit = found[0]
-        say(f"{circuit} after ACDC")
-    written = [circuit.save(setting.out / "circuit.json")]
-    written += _judge(setting, {"circuit": circuit})
-    written += _draw(setting, circuit, scores, f"{setting.task.name} in {setting.model.name}")
-    setting.finish(written)
+    with job.start("discover", given) as setting:
+        scores = circuits.importance(_scores(setting, method, "noise", steps))
+        choose = {"top": circuits.top_edges, "greedy": circuits.greedy_edges}[select]
+        circuit = choose(setting.model, scores, max(1, round(share * len(scores))))
+        if not len(circuit):
+            raise ValueError(f"No path of edges is left among {share:.2%}: give a larger --share.")
+        say(f"{circuit} from scores")
+        if threshold > 0:
+            with bar(len(circuit), "edges") as progress:
+                found: Any = circuits.acdc(
+                    setting.model, **setting.twins, threshold=[threshold], start=circuit,
+                    on_done=progress.update,
+                )  # fmt: skip
+            circuit = found[0]
+            say(f"{circuit} after ACDC")
+        written = [circuit.save(setting.out / "circuit.json")]
+        written += _judge(setting, {"circuit": circuit})
+        written += _draw(setting, circuit, scores, f"{setting.task.name} in {setting.model.name}")
+        setting.finish(written)
 
 
 def evaluate(
@@ -139,11 +145,12 @@ def evaluate(
         job: The prompts, the model, and where results go.
         alternative: What edges outside carry: the corrupted run's values, or zero.
     """
+    given = locals()
     from jaxinterp import circuits
 
-    setting = job.start("evaluate")
-    found = {path.stem: circuits.Circuit.load(path, setting.model) for path in circuit}
-    setting.finish(_judge(setting, found, alternative))
+    with job.start("evaluate", given) as setting:
+        found = {path.stem: circuits.Circuit.load(path, setting.model) for path in circuit}
+        setting.finish(_judge(setting, found, alternative))
 
 
 def _scores(setting: Setting, method: Any, direction: Any, steps: int) -> xr.DataArray:
@@ -167,7 +174,7 @@ def _scores(setting: Setting, method: Any, direction: Any, steps: int) -> xr.Dat
 
 
 def _judge(setting: Setting, found: dict[str, Circuit], alternative: str = "run") -> list[Path]:
-    """m(C), faithfulness and size of circuits; printed and written."""
+    """m(C), faithfulness and size of circuits; written and printed."""
     from jaxinterp import circuits, results
 
     result = circuits.evaluate_circuits(
@@ -175,7 +182,7 @@ def _judge(setting: Setting, found: dict[str, Circuit], alternative: str = "run"
         record=setting.record,
     )  # fmt: skip
     faithful = circuits.faithfulness(result)
-    table = []
+    table, said = [], []
     for name, circuit in found.items():
         row = {
             "circuit": name, "edges": len(circuit), "share": circuit.share,
@@ -183,14 +190,16 @@ def _judge(setting: Setting, found: dict[str, Circuit], alternative: str = "run"
             "faithfulness": float(faithful.sel(circuit=name)),
         }  # fmt: skip
         table.append(row)
-        print(
+        said.append(
             f"{name}: {circuit}; {setting.task.metric.name} {row['metric']:.3f} of "
             f"{float(result.clean.mean()):.3f} (no edges: {float(result.corrupted.mean()):.3f}); "
             f"faithfulness {row['faithfulness']:.3f}"
         )
-    path = setting.out / "faithfulness.json"
-    path.write_text(json.dumps(table, indent=2), encoding="utf-8")
-    return [results.save(result, setting.out / "circuits.nc"), path]
+    written = [results.save(result, setting.out / "circuits.nc")]
+    with whole(setting.out / "faithfulness.json") as file:
+        file.write_text(json.dumps(table, indent=2), encoding="utf-8")
+    print("\n".join(said))
+    return [*written, setting.out / "faithfulness.json"]
 
 
 def _draw(setting: Setting, circuit: Circuit, weights: Any, title: str) -> list[Path]:

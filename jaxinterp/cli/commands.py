@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,18 +46,19 @@ def patch(
         direction: Denoise: clean values into the corrupted run; noise: the reverse.
         at: Sweep absolute positions, or the task's named roles.
     """
+    given = locals()
     from jaxinterp import patching
 
-    setting, axes, total = _sites(job, "patch", site, over, at)
-    found = {}
-    with bar(total, "experiments") as progress:
-        for name in axes:
-            progress.set_description(name)
-            found[name] = patching.patch(
-                setting.model, **setting.twins, site=name, over=axes[name], direction=direction,
-                **_labels(setting, at), on_done=progress.update,
-            )  # fmt: skip
-    _report(setting, found, "activation patching")
+    with _sites(given, "patch", at) as (setting, axes, total):
+        found = {}
+        with bar(total, "experiments") as progress:
+            for name in axes:
+                progress.set_description(name)
+                found[name] = patching.patch(
+                    setting.model, **setting.twins, site=name, over=axes[name], direction=direction,
+                    **_labels(setting, at), on_done=progress.update,
+                )  # fmt: skip
+        _report(setting, found, "activation patching")
 
 
 def ablate(
@@ -75,19 +77,20 @@ def ablate(
         value: What is put in place: zero, the prompts' mean, or another prompt's value.
         at: Sweep absolute positions, or the task's named roles.
     """
+    given = locals()
     from jaxinterp import ablation
 
-    setting, axes, total = _sites(job, "ablate", site, over, at)
-    found = {}
-    with bar(total, "experiments") as progress:
-        for name in axes:
-            progress.set_description(name)
-            found[name] = ablation.ablate(
-                setting.model, tokens=setting.task.clean, metric=setting.task.metric, site=name,
-                over=axes[name], value=value, seed=job.seed, **_labels(setting, at),
-                on_done=progress.update,
-            )  # fmt: skip
-    _report(setting, found, f"{value} ablation")
+    with _sites(given, "ablate", at) as (setting, axes, total):
+        found = {}
+        with bar(total, "experiments") as progress:
+            for name in axes:
+                progress.set_description(name)
+                found[name] = ablation.ablate(
+                    setting.model, tokens=setting.task.clean, metric=setting.task.metric, site=name,
+                    over=axes[name], value=value, seed=job.seed, **_labels(setting, at),
+                    on_done=progress.update,
+                )  # fmt: skip
+        _report(setting, found, f"{value} ablation")
 
 
 def attribute(
@@ -108,35 +111,37 @@ def attribute(
         direction: Denoise: clean values into the corrupted run; noise: the reverse.
         exact: Patch exactly as well, and compare.
     """
+    given = locals()
     from jaxinterp import attribution, comparison, patching, report
 
-    setting, axes, total = _sites(job, "attribute", site, over, "positions")
-    found: dict[str, Any] = {}
-    written = []
-    with bar(total * (len(method) + exact), "experiments") as progress:
-        for name in axes:
-            options = {
-                **setting.twins, "site": name, "over": axes[name], "direction": direction,
-                "tokenizer": setting.tokenizer, "batch": setting.batch, "record": setting.record,
-                "on_done": progress.update,
-            }  # fmt: skip
-            guesses = {}
-            kind: Any
-            for kind in method:
-                progress.set_description(f"{name} {kind}")
-                guesses[kind] = attribution.attribute(setting.model, **options, method=kind)
-                found[f"{name}.{kind.replace('*', '_star')}"] = guesses[kind]
-            if exact:
-                progress.set_description(f"{name} exact")
-                true = patching.patch(setting.model, parts=setting.parts, **options)
-                found[f"{name}.exact"] = true
-                for kind, guess in guesses.items():
-                    print(f"{name} {kind}: {comparison.compare(true, guess)}")
-                if pictures():
-                    path = setting.out / f"{name}.scatter.png"
-                    report.scatter(true, guesses, path, f"{setting.task.name}: {name}")
-                    written.append(path)
-    _report(setting, found, "attribution", written)
+    with _sites(given, "attribute", "positions") as (setting, axes, total):
+        found: dict[str, Any] = {}
+        written, said = [], []
+        with bar(total * (len(method) + exact), "experiments") as progress:
+            for name in axes:
+                options = {
+                    **setting.twins, "site": name, "over": axes[name], "direction": direction,
+                    "tokenizer": setting.tokenizer, "batch": setting.batch,
+                    "record": setting.record, "on_done": progress.update,
+                }  # fmt: skip
+                guesses = {}
+                kind: Any
+                for kind in method:
+                    progress.set_description(f"{name} {kind}")
+                    guesses[kind] = attribution.attribute(setting.model, **options, method=kind)
+                    found[f"{name}.{kind.replace('*', '_star')}"] = guesses[kind]
+                if exact:
+                    progress.set_description(f"{name} exact")
+                    true = patching.patch(setting.model, parts=setting.parts, **options)
+                    found[f"{name}.exact"] = true
+                    for kind, guess in guesses.items():
+                        said.append(f"{name} {kind}: {comparison.compare(true, guess)}")
+                    if pictures():
+                        path = setting.out / f"{name}.scatter.png"
+                        report.scatter(true, guesses, path, f"{setting.task.name}: {name}")
+                        written.append(path)
+        _report(setting, found, "attribution", written)
+        print("\n".join(said))
 
 
 def models() -> None:
@@ -154,30 +159,31 @@ def fetch(name: Annotated[str, tyro.conf.Positional]) -> None:
     print(loading.fetch(name))
 
 
+@contextlib.contextmanager
 def _sites(
-    job: Job, command: str, site: tuple[str, ...], over: tuple[str, ...], at: str
-) -> tuple[Setting, dict[str, tuple[str, ...]], int]:
+    given: Mapping[str, Any], command: str, at: str
+) -> Iterator[tuple[Setting, dict[str, tuple[str, ...]], int]]:
     """Start; the axes of each site's sweep; and how many experiments that is, times prompts."""
     from jaxinterp import cells
     from jaxinterp.model import sites as sites_of
 
-    if not site:
+    if not given["site"]:
         raise ValueError("--site names no site: give at least one, such as resid_pre.")
-    parsed = {name: sites_of.parse(name) for name in site}
-    setting = job.start(command)
-    tokens = setting.task.clean
-    positions = setting.task.roles if at == "roles" else None
-    axes, total = {}, 0
-    for name, (own, layer) in parsed.items():
-        axes[name] = over or OVER.get(own, ("layer", "position"))
-        if layer is not None and "layer" not in axes[name]:  # else it would be all layers
-            axes[name] = ("layer", *axes[name])
-        layers = None if layer is None else [layer]
-        grid = cells.make_cells(
-            setting.model, own, axes[name], tokens, layers=layers, positions=positions
-        )
-        total += len(grid) * len(tokens)
-    return setting, axes, total
+    parsed = {name: sites_of.parse(name) for name in given["site"]}
+    with given["job"].start(command, given) as setting:
+        tokens = setting.task.clean
+        positions = setting.task.roles if at == "roles" else None
+        axes, total = {}, 0
+        for name, (own, layer) in parsed.items():
+            axes[name] = given["over"] or OVER.get(own, ("layer", "position"))
+            if layer is not None and "layer" not in axes[name]:  # else it would be all layers
+                axes[name] = ("layer", *axes[name])
+            layers = None if layer is None else [layer]
+            grid = cells.make_cells(
+                setting.model, own, axes[name], tokens, layers=layers, positions=positions
+            )
+            total += len(grid) * len(tokens)
+        yield setting, axes, total
 
 
 def _labels(setting: Setting, at: str) -> dict[str, Any]:

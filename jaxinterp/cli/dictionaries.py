@@ -14,6 +14,8 @@ import numpy as np
 import tyro
 
 from jaxinterp.cli.job import MODEL, bar, load_model, say, write_results
+from jaxinterp.cli.output import Output, output
+from jaxinterp.files import whole
 
 if TYPE_CHECKING:
     import jax
@@ -73,13 +75,13 @@ class Held:
             )
         return d
 
-    def against(self, d: Dictionary) -> tuple[Model, Any, list[Any]]:
+    def against(self, d: Dictionary, out: Output | None = None) -> tuple[Model, Any, list[Any]]:
         """A model that the dictionary fits, its tokenizer, and batches of text."""
         from jaxinterp import corpora
 
         positive(blocks=self.blocks, length=self.length - 1, batch=self.batch)
         rows = texts(self.corpus, "test")
-        net, tokenizer = load_model(self.model)
+        net, tokenizer = load_model(self.model, out)
         c = d.config
         for place, width in ((c.site, c.d_in), (c.target or c.site, c.d_out)):
             for layer in c.layers:
@@ -102,14 +104,18 @@ class Held:
 OfHeld = Annotated[Held, tyro.conf.arg(name="")]
 
 
-def evaluate(held: OfHeld, target: str = "", out: Path = Path("runs/sae-evaluate")) -> None:
+def evaluate(
+    held: OfHeld, target: str = "", out: Path = Path("runs/sae-evaluate"), overwrite: bool = False
+) -> None:
     """Measure a dictionary on held-out text: reconstruction, and the model's loss with it in place.
 
     Args:
         held: The dictionary, the model and the text.
         target: What a transcoder writes, if its files do not tell.
-        out: Output folder.
+        out: Output folder, for one run's results.
+        overwrite: Whether to delete those of other settings.
     """
+    given = locals()
     from jaxinterp import results, sae
     from jaxinterp.sae.dictionary import described
 
@@ -118,37 +124,40 @@ def evaluate(held: OfHeld, target: str = "", out: Path = Path("runs/sae-evaluate
         raise ValueError(
             f"The files of {held.dictionary} do not tell what it writes: give --target."
         )
-    net, _, batches = held.against(d)
-    total = np.zeros(d.config.d_in)
-    with bar(len(batches) * held.batch * held.length, "tokens") as progress:
+    with output(out, "sae evaluate", given, overwrite) as place:
+        net, _, batches = held.against(d, place)
+        total = np.zeros(d.config.d_in)
+        with bar(len(batches) * held.batch * held.length, "tokens") as progress:
 
-        def examples() -> Iterator[Any]:
-            nonlocal total
-            for each in _values(net, d.config, batches):
-                x = each[0] if isinstance(each, tuple) else each
-                total = total + np.asarray(x, np.float64).sum(0)
-                yield each
-                progress.update(held.batch * held.length)
+            def examples() -> Iterator[Any]:
+                nonlocal total
+                for each in _values(net, d.config, batches):
+                    x = each[0] if isinstance(each, tuple) else each
+                    total = total + np.asarray(x, np.float64).sum(0)
+                    yield each
+                    progress.update(held.batch * held.length)
 
-        own = sae.reconstruction(d, examples())
-    own = own.assign_attrs(
-        results.claim(
-            net, method="reconstruction", site=d.config.site, layers=list(d.config.layers),
-            examples=own.attrs["examples"], dictionary=described(d), **held.record,
-        )
-    )  # fmt: skip
-    found = {"reconstruction": own}
-    if d.config.kind == "sae":
-        loss = sae.loss_recovered(net, d, batches, total / own.attrs["examples"])
-        found["loss"] = loss.assign_attrs(held.record)
-    else:
-        say(f"The loss with it in place is an SAE's; this is a {d.config.kind}.")
-    table: dict[str, Any] = {"dictionary": str(held.dictionary), **held.record}
-    for name, each in found.items():
-        table[name] = {n: float(v) for n, v in each.data_vars.items() if not v.dims}
+            own = sae.reconstruction(d, examples())
+        own = own.assign_attrs(
+            results.claim(
+                net, method="reconstruction", site=d.config.site, layers=list(d.config.layers),
+                examples=own.attrs["examples"], dictionary=described(d), **held.record,
+            )
+        )  # fmt: skip
+        found = {"reconstruction": own}
+        if d.config.kind == "sae":
+            loss = sae.loss_recovered(net, d, batches, total / own.attrs["examples"])
+            found["loss"] = loss.assign_attrs(held.record)
+        else:
+            say(f"The loss with it in place is an SAE's; this is a {d.config.kind}.")
+        table: dict[str, Any] = {"dictionary": str(held.dictionary), **held.record}
+        for name, each in found.items():
+            table[name] = {n: float(v) for n, v in each.data_vars.items() if not v.dims}
+        write_results(place, found, {})
+        with whole(place / "evaluation.json") as file:
+            file.write_text(json.dumps(table, indent=2), encoding="utf-8")
+    for name in found:
         print(f"{name}: " + "  ".join(f"{n} {v:.4g}" for n, v in table[name].items()))
-    write_results(out, found, {})
-    (out / "evaluation.json").write_text(json.dumps(table, indent=2), encoding="utf-8")
 
 
 def dashboard(
@@ -158,6 +167,7 @@ def dashboard(
     k: int = 10,
     effects: int = 4,
     out: Path = Path("runs/sae-dashboard.html"),
+    overwrite: bool = False,
 ) -> None:
     """Describe features on one page: what activates them, what they write, what ablating does.
 
@@ -168,11 +178,13 @@ def dashboard(
         k: Examples of each, of the largest activations and of every part of their range.
         effects: Blocks in which each feature is ablated and doubled; 0 for none.
         out: The page.
+        overwrite: Whether to replace a page that is there.
     """
     from jaxinterp import sae
     from jaxinterp.report.features import write_features
     from jaxinterp.sae.study import study_features
 
+    check_page(out, overwrite)
     positive(show=show, k=k)
     if effects < 0 or effects == 1:
         raise ValueError(f"--effects {effects}: 0, or 2 blocks at least, which an interval needs.")
@@ -304,3 +316,15 @@ def positive(**numbers: int) -> None:
             least = 2 if name == "length" else 1
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {value + least - 1}: at least {least}.")
+
+
+def check_page(path: Path, overwrite: bool) -> None:
+    """Raises ``FileExistsError`` where a file is there that may not, or must not, be replaced."""
+    from jaxinterp.report.html import is_ours
+
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists: give another --out, or --overwrite.")
+    if path.exists() and not is_ours(path):
+        raise FileExistsError(
+            f"{path} is not a page that jaxinterp wrote: give another --out, or move it away."
+        )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
-import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from jaxinterp.cli.output import Output, output
+from jaxinterp.files import discard
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,7 +38,8 @@ class Job:
         seed: Seed of the prompts.
         corruption: How the corrupted prompts differ; by default as the task has it.
         batch: Prompts per program call.
-        out: Output folder; by default runs/ and the command's name.
+        out: Output folder; by default runs/ and the command's name. It holds one run's results.
+        overwrite: Whether to delete those of other settings.
     """
 
     model: str = MODEL
@@ -45,28 +49,35 @@ class Job:
     corruption: str = ""
     batch: int = 8
     out: Path | None = None
+    overwrite: bool = False
 
-    def start(self, command: str) -> Setting:
-        """Check, load and make the prompts. Raises ``ValueError`` for bad choices."""
-        from jaxinterp import loading, tasks
-        from jaxinterp.files import writable_folder
+    @contextlib.contextmanager
+    def start(self, command: str, given: Mapping[str, Any]) -> Iterator[Setting]:
+        """Check, load and make the prompts. given: the command's arguments.
+
+        Raises ``ValueError`` for bad choices; ``OSError`` as `output`.
+        """
+        from jaxinterp import loading, results, tasks
 
         if self.n < 1 or self.batch < 1:
             raise ValueError(f"--n {self.n} --batch {self.batch}: both must be at least 1.")
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: a seed is 0 or more.")
         started = time.perf_counter()
-        out = self.out or Path("runs") / command
-        writable_folder(out)
-        say(f"Loading {self.model}")
-        net, tokenizer = loading.load(self.model)
-        if tokenizer is None:
-            raise ValueError(f"{self.model} has no tokenizer: a task needs one for its prompts.")
-        options = {"corruption": self.corruption} if self.corruption else {}
-        job = tasks.make(self.task, tokenizer, n=self.n, seed=self.seed, **options)
-        ability = tasks.check(net, job)
-        say(f"{job.name}: " + ", ".join(f"{k} {np.round(v, 3)}" for k, v in ability.items()))
-        return Setting(net, tokenizer, job, ability, out, self.batch, started)
+        with output(self.out or Path("runs") / command, command, given, self.overwrite) as out:
+            say(f"Loading {self.model}")
+            net, tokenizer = loading.load(self.model)
+            if tokenizer is None:
+                raise ValueError(
+                    f"{self.model} has no tokenizer: a task needs one for its prompts."
+                )
+            options = {"corruption": self.corruption} if self.corruption else {}
+            job = tasks.make(self.task, tokenizer, n=self.n, seed=self.seed, **options)
+            prompts = results.fingerprint(job.clean, job.corrupted, job.answers, job.wrong)
+            out.also(weights=results.weights_digest(net), prompts=prompts)
+            ability = tasks.check(net, job)
+            say(f"{job.name}: " + ", ".join(f"{k} {np.round(v, 3)}" for k, v in ability.items()))
+            yield Setting(net, tokenizer, job, ability, out, self.batch, started)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Setting:
     tokenizer: Any
     task: Task
     ability: Mapping[str, float]
-    out: Path
+    out: Output
     batch: int
     started: float
 
@@ -95,45 +106,49 @@ class Setting:
     @property
     def parts(self) -> str:
         """Where an interrupted run keeps what it has."""
-        return str(self.out / ".parts")
+        return str(self.out.inner(".parts"))
 
     def save(self, results: Mapping[str, xr.DataArray]) -> list[Path]:
-        """Each result as a file; its strongest cells to the terminal."""
+        """Each result as a file; then its strongest cells to the terminal."""
         from jaxinterp import report
         from jaxinterp import results as files
 
+        written = [files.save(each, self.out / f"{name}.nc") for name, each in results.items()]
         for result in results.values():
             print(report.summary_table(result))
             print()
-        return [files.save(result, self.out / f"{name}.nc") for name, result in results.items()]
+        return written
 
     def finish(self, written: list[Path]) -> None:
         """Tidy up and say what was written."""
-        shutil.rmtree(self.parts, ignore_errors=True)
+        discard(self.out.inner(".parts"))
         say(f"Wrote {', '.join(path.name for path in written)} to {self.out}")
         say(f"Done in {time.perf_counter() - self.started:.0f} s")
 
 
-def load_model(name: str) -> tuple[Any, Any]:
-    """A model and its tokenizer. Raises ``ValueError`` where there is none."""
-    from jaxinterp import loading
+def load_model(name: str, out: Output | None = None) -> tuple[Any, Any]:
+    """A model and its tokenizer; the weights are compared with those of earlier results in ``out``.
+
+    Raises ``ValueError`` where there is no tokenizer.
+    """
+    from jaxinterp import loading, results
 
     say(f"Loading {name}")
     model, tokenizer = loading.load(name)
     if tokenizer is None:
         raise ValueError(f"{name} has no tokenizer: this command needs one.")
+    if out is not None:
+        out.also(weights=results.weights_digest(model))
     return model, tokenizer
 
 
 def write_results(
-    out: Path, found: Mapping[str, xr.DataArray | xr.Dataset],
+    out: Output, found: Mapping[str, xr.DataArray | xr.Dataset],
     draw: Mapping[str, Callable[[Path], Any]],
 ) -> None:  # fmt: skip
-    """Results and pictures; says what was written."""
+    """Results and pictures; says what was written. What is printed comes after."""
     from jaxinterp import results
-    from jaxinterp.files import writable_folder
 
-    writable_folder(out)
     written = [results.save(each, out / f"{name}.nc") for name, each in found.items()]
     if draw and pictures():
         for name, picture in draw.items():

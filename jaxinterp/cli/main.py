@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
+
+from jaxinterp.cli.streams import steady
 
 # What a person can cause and mend; anything else is a bug and shows its traceback.
 MENDABLE = (ValueError, TypeError, OSError, ImportError, KeyError, MemoryError)
 
 
+_STOPPED: list[int] = []  # the signals that asked this process to end
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (2 for bad input)."""
+    """Run one command; returns its exit code: 2 for what a person can mend, 130 when interrupted.
+
+    Whatever becomes of the terminal or the pipe that it prints to, files are written.
+    """
+    with steady() as stdout:
+        code = _command(argv)
+        stdout.flush()
+        if stdout.lost is not None and not isinstance(stdout.lost, BrokenPipeError):
+            return code or _complain(
+                f"What is printed was lost ({stdout.lost}); the files are written."
+            )
+        return code
+
+
+def _command(argv: Sequence[str] | None) -> int:
     import tyro
 
     try:
@@ -24,21 +46,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             description="Mechanistic interpretability of transformers in JAX.",
             args=argv,
         )
-    except MENDABLE as error:
+    except KeyboardInterrupt:
+        return _interrupted()
+    except (*MENDABLE, RuntimeError) as error:
+        if _STOPPED:  # on its way through a library the interruption became another error
+            return _interrupted()
         if os.environ.get("JAXINTERP_DEBUG"):
             raise
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        return _complain(text or type(error).__name__)
-    except KeyboardInterrupt:
-        print("jaxinterp: interrupted; the same command resumes.", file=sys.stderr)
-        return 130
-    except RuntimeError as error:
+        if isinstance(error, MENDABLE):
+            text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+            return _complain(text or type(error).__name__)
         # JAX has no class of its own for a device whose memory is full.
-        if os.environ.get("JAXINTERP_DEBUG") or "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         text = str(error).splitlines()[0]
         return _complain(f"The device is out of memory ({text}): give a smaller --batch.")
     return 0
+
+
+def _interrupted() -> int:
+    print("jaxinterp: interrupted; the same command resumes.", file=sys.stderr)
+    return 128 + (_STOPPED[0] if _STOPPED else signal.SIGINT)
 
 
 def _commands() -> dict[str, Any]:
@@ -96,5 +124,28 @@ def _complain(text: str) -> int:
 
 
 def run() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script.
+
+    It ends by ``os._exit``: threads of JAX that still compute crash in a regular end of Python.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    code = 1
+    try:
+        code = main()
+    except SystemExit as end:  # of the parser
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+def _stop(number: int, frame: Any) -> None:
+    """Asked to end, a command cleans up; asked again, it ends at once."""
+    _STOPPED.append(number)
+    if len(_STOPPED) > 1:
+        os._exit(128 + number)
+    raise KeyboardInterrupt

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxinterp.cli.commands import OfJob
 from jaxinterp.cli.job import MODEL, Job, bar, load_model, say, write_results
+from jaxinterp.cli.output import output
 
 
 def lens(
@@ -21,6 +22,7 @@ def lens(
     colour: Literal["probability", "kl", "entropy"] = "probability",
     top: int = 5,
     out: Path = Path("runs/lens"),
+    overwrite: bool = False,
 ) -> None:
     """Read every layer's residual stream as if it were the last: the logit lens, or a fitted one.
 
@@ -30,25 +32,28 @@ def lens(
         lens: A folder with a tuned or Jacobian lens; by default the logit lens.
         colour: Of the picture's cells.
         top: Tokens kept per cell.
-        out: Output folder.
+        out: Output folder, for one run's results.
+        overwrite: Whether to delete those of other settings.
     """
+    given = locals()
     from jaxinterp import lens as room
     from jaxinterp import report
 
-    net, tokenizer = load_model(model)
-    fitted = None if lens == Path() else room.load(lens)
-    found = room.read(net, tokenizer(list(text)), fitted, top=top, tokenizer=tokenizer)
-    end = found.isel(position=int(np.isfinite(found.kl.isel(layer=0, prompt=0)).sum()) - 1)
+    with output(out, "lens", given, overwrite) as place:
+        net, tokenizer = load_model(model, place)
+        fitted = None if lens == Path() else room.load(lens)
+        found = room.read(net, tokenizer(list(text)), fitted, top=top, tokenizer=tokenizer)
+        end = found.isel(position=int(np.isfinite(found.kl.isel(layer=0, prompt=0)).sum()) - 1)
+
+        def picture(prompt: int) -> Callable[[Path], Any]:
+            return lambda path: report.lens_table(found, path, prompt=prompt, colour=colour)
+
+        draw = {f"lens_{p}": picture(p) for p in found.prompt.values.tolist()}
+        write_results(place, {"lens": found}, draw)
     for layer in found.layer.values:
         best = end.sel(layer=layer, prompt=0)
         said = " ".join(repr(str(t)) for t in best.top_text.values)
         print(f"{layer:>3}  KL {float(best.kl):7.3f}  {said}")
-
-    def picture(prompt: int) -> Callable[[Path], Any]:
-        return lambda path: report.lens_table(found, path, prompt=prompt, colour=colour)
-
-    draw = {f"lens_{p}": picture(p) for p in found.prompt.values.tolist()}
-    write_results(out, {"lens": found}, draw)
 
 
 def dla(
@@ -61,25 +66,26 @@ def dla(
         by: Components: layers, heads and MLPs, or neurons too.
         show: The largest components to print and draw.
     """
+    given = locals()
     from jaxinterp import decomposition, report
 
-    setting = job.start("dla")
-    task = setting.task
-    found = decomposition.attribute_logits(
-        setting.model, task.clean, task.answers, task.wrong, by=by, batch=setting.batch,
-        record=setting.record,
-    )  # fmt: skip
-    top = decomposition.top_components(found, show)
+    with job.start("dla", given) as setting:
+        task = setting.task
+        found = decomposition.attribute_logits(
+            setting.model, task.clean, task.answers, task.wrong, by=by, batch=setting.batch,
+            record=setting.record,
+        )  # fmt: skip
+        top = decomposition.top_components(found, show)
+        title = f"{task.name} in {setting.model.name}: direct logit attribution"
+        draw = {"dla": lambda path: report.component_bars(top, path, title=title)}
+        write_results(setting.out, {"dla": found}, draw)
     for name, value in zip(top.component.values, top.mean("prompt").values, strict=True):
         print(f"{name:>12}  {value:+.3f}")
-    title = f"{task.name} in {setting.model.name}: direct logit attribution"
-    draw = {"dla": lambda path: report.component_bars(top, path, title=title)}
-    write_results(setting.out, {"dla": found}, draw)
 
 
 def heads(
     model: str = MODEL, n: int = 16, length: int = 32, seed: int = 0, by_value: bool = False,
-    show: int = 8, text: str = "", out: Path = Path("runs/heads"),
+    show: int = 8, text: str = "", out: Path = Path("runs/heads"), overwrite: bool = False,
 ) -> None:  # fmt: skip
     """Score every head on random tokens said twice: previous token, duplicate token, induction.
 
@@ -91,31 +97,33 @@ def heads(
         by_value: Weigh attention by the size of what is moved.
         show: Heads to print of each kind.
         text: The prompt of the page of attention; by default the first sequence.
-        out: Output folder.
+        out: Output folder, for one run's results.
+        overwrite: Whether to delete those of other settings.
     """
+    given = locals()
     from jaxinterp import heads as room
     from jaxinterp import report
 
-    net, tokenizer = load_model(model)
-    tokens = room.repeated_tokens(net, n=n, length=length, seed=seed, bos=tokenizer.bos)
-    found = {}
-    for kind in ("previous_token", "duplicate_token", "induction"):
-        scores = room.pattern_scores(net, tokens, kind, by_value=by_value)
-        found[kind] = scores
-        mean = scores.mean("prompt")
-        flat = mean.stack(cell=("layer", "head"))
+    with output(out, "heads", given, overwrite) as place:
+        net, tokenizer = load_model(model, place)
+        tokens = room.repeated_tokens(net, n=n, length=length, seed=seed, bos=tokenizer.bos)
+        found = {}
+        for kind in ("previous_token", "duplicate_token", "induction"):
+            found[kind] = room.pattern_scores(net, tokens, kind, by_value=by_value)
+
+        def picture(kind: str) -> Callable[[Path], Any]:
+            return lambda path: report.score_map(found[kind], path, title=kind)
+
+        draw = {kind: picture(kind) for kind in found}
+        write_results(place, found, draw)
+        seen = room.attention(net, text or tokens[:1], tokenizer=tokenizer, by_value=by_value)
+        title = f"Attention in {net.name}"
+        say(f"Wrote {report.attention_view(seen, title=title).save(place / 'attention.html')}")
+    for kind, scores in found.items():
+        flat = scores.mean("prompt").stack(cell=("layer", "head"))
         best = flat.isel(cell=np.argsort(-flat.values)[:show])
         cells = zip(best["layer"].values, best["head"].values, best.values, strict=True)
         print(f"{kind}: " + "  ".join(f"{a}.{h} {v:.2f}" for a, h, v in cells))
-
-    def picture(kind: str) -> Callable[[Path], Any]:
-        return lambda path: report.score_map(found[kind], path, title=kind)
-
-    draw = {kind: picture(kind) for kind in found}
-    write_results(out, found, draw)
-    seen = room.attention(net, text or tokens[:1], tokenizer=tokenizer, by_value=by_value)
-    title = f"Attention in {net.name}"
-    say(f"Wrote {report.attention_view(seen, title=title).save(out / 'attention.html')}")
 
 
 def neurons(
@@ -128,6 +136,7 @@ def neurons(
     batch: int = 8,
     batches: int = 64,
     out: Path = Path("runs/neurons"),
+    overwrite: bool = False,
 ) -> None:
     """What activates neurons in a corpus, and which tokens they raise and lower.
 
@@ -140,22 +149,26 @@ def neurons(
         length: Tokens per block.
         batch: Blocks per program call.
         batches: Of the corpus, at most.
-        out: Output folder.
+        out: Output folder, for one run's results.
+        overwrite: Whether to delete those of other settings.
     """
+    given = locals()
     import itertools
 
     from jaxinterp import corpora
     from jaxinterp import neurons as room
 
-    net, tokenizer = load_model(model)
-    written = room.written_tokens(net, layer, neuron, k=k, tokenizer=tokenizer)
-    stream = corpora.packed(corpora.open_texts(corpus), tokenizer, length, batch)
-    with bar(batches * batch * length, "tokens") as progress:
-        found = room.top_examples(
-            net, itertools.islice(stream, batches), k=k, layers=[layer], tokenizer=tokenizer,
-            on_done=progress.update,
-        )  # fmt: skip
-    found = found.sel(neuron=list(neuron))
+    with output(out, "neurons", given, overwrite) as place:
+        net, tokenizer = load_model(model, place)
+        written = room.written_tokens(net, layer, neuron, k=k, tokenizer=tokenizer)
+        stream = corpora.packed(corpora.open_texts(corpus), tokenizer, length, batch)
+        with bar(batches * batch * length, "tokens") as progress:
+            found = room.top_examples(
+                net, itertools.islice(stream, batches), k=k, layers=[layer], tokenizer=tokenizer,
+                on_done=progress.update,
+            )  # fmt: skip
+        found = found.sel(neuron=list(neuron))
+        write_results(place, {"examples": found, "written": written}, {})
     for n in neuron:
         print(f"\nNeuron {layer}.{n}")
         for end in ("raised", "lowered"):
@@ -164,7 +177,6 @@ def neurons(
         one = found.sel(layer=layer, neuron=n)
         for value, text in zip(one.value.values, one.text.values, strict=True):
             print(f"  {value:8.3f}  {str(text)!r}")
-    write_results(out, {"examples": found, "written": written}, {})
 
 
 def probe(
@@ -174,6 +186,7 @@ def probe(
     splits: int = 5,
     seed: int = 0,
     out: Path = Path("runs/probe"),
+    overwrite: bool = False,
 ) -> None:
     """Probe every layer for labels, with baselines. It says what is decodable, not what is used.
 
@@ -183,30 +196,33 @@ def probe(
         position: Where to probe, in each text; negative: from its end.
         splits: Into training, validation and test.
         seed: Of the splits.
-        out: Output folder.
+        out: Output folder, for one run's results.
+        overwrite: Whether to delete those of other settings.
     """
+    given = locals()
     from jaxinterp import points, probes, report
 
     rows = _rows(data, "text", "label")
-    net, tokenizer = load_model(model)
-    tokens = tokenizer([row["text"] for row in rows])
-    groups = [row.get("group") for row in rows]
-    X = points.collect(net, tokens, position)
-    fits = splits * len(probes.PENALTIES) * (3 * len(X) + 2)
-    with bar(fits, "fits") as progress:
-        found = probes.probe(
-            X, np.asarray([str(row["label"]) for row in rows]), splits=splits, seed=seed,
-            groups=None if None in groups else np.asarray(groups),
-            baselines=probes.text_baselines(tokens), on_done=progress.update,
-        )  # fmt: skip
+    with output(out, "probe", given, overwrite) as place:
+        net, tokenizer = load_model(model, place)
+        tokens = tokenizer([row["text"] for row in rows])
+        groups = [row.get("group") for row in rows]
+        X = points.collect(net, tokens, position)
+        fits = splits * len(probes.PENALTIES) * (3 * len(X) + 2)
+        with bar(fits, "fits") as progress:
+            found = probes.probe(
+                X, np.asarray([str(row["label"]) for row in rows]), splits=splits, seed=seed,
+                groups=None if None in groups else np.asarray(groups),
+                baselines=probes.text_baselines(tokens), on_done=progress.update,
+            )  # fmt: skip
+        draw = {"probe": lambda path: report.probe_curves(found, path, title=data.stem)}
+        write_results(place, {"probe": found}, draw)
     mean = found.mean("split")
     for point in found.point.values:
         print(f"{point:>3}  {float(mean.accuracy.sel(point=point)):.3f}")
     print(f"majority {float(mean.majority):.3f}  " + "  ".join(
         f"{f} {float(mean.baseline.sel(feature=f)):.3f}" for f in mean.feature.values
     ))  # fmt: skip
-    draw = {"probe": lambda path: report.probe_curves(found, path, title=data.stem)}
-    write_results(out, {"probe": found}, draw)
 
 
 def steer(
@@ -219,6 +235,7 @@ def steer(
     placebos: int = 8,
     model: str = MODEL,
     out: Path = Path("runs/steer"),
+    overwrite: bool = False,
 ) -> None:
     """Steer prompts along the mean difference of contrast pairs, with random placebos.
 
@@ -231,31 +248,36 @@ def steer(
         coefficients: In units of the layer's mean norm.
         placebos: Random directions.
         model: A built-in name, hub id, local folder, .gguf file or checkpoint.
-        out: Output folder.
+        out: Output folder, for one run's results.
+        overwrite: Whether to delete those of other settings.
     """
+    given = locals()
     from jaxinterp import directions, metrics, points, report, steering
 
     rows = _rows(pairs, "positive", "negative")
     texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not texts:
         raise ValueError(f"{prompts} has no prompts: one per line.")
-    net, tokenizer = load_model(model)
-    has, lacks = (
-        points.collect(net, tokenizer([row[side] for row in rows]), site="resid_post")
-        for side in ("positive", "negative")
-    )
-    direction = directions.from_pairs(has, lacks)
-    tokens, n = tokenizer(texts), len(texts)
-    metric = metrics.logit_diff(
-        [tokenizer.single_token(answer)] * n, [tokenizer.single_token(wrong)] * n
-    )
-    chosen = list(layers) or list(range(0, net.config.n_layers, 4))
-    total = len(chosen) * len(coefficients) * (1 + placebos) * n
-    with bar(total, "experiments") as progress:
-        found = steering.steer(
-            net, tokens, metric, {"pairs": direction}, coefficients=coefficients, layers=chosen,
-            placebos=placebos, on_done=progress.update,
-        )  # fmt: skip
+    with output(out, "steer", given, overwrite) as place:
+        net, tokenizer = load_model(model, place)
+        has, lacks = (
+            points.collect(net, tokenizer([row[side] for row in rows]), site="resid_post")
+            for side in ("positive", "negative")
+        )
+        direction = directions.from_pairs(has, lacks)
+        tokens, n = tokenizer(texts), len(texts)
+        metric = metrics.logit_diff(
+            [tokenizer.single_token(answer)] * n, [tokenizer.single_token(wrong)] * n
+        )
+        chosen = list(layers) or list(range(0, net.config.n_layers, 4))
+        total = len(chosen) * len(coefficients) * (1 + placebos) * n
+        with bar(total, "experiments") as progress:
+            found = steering.steer(
+                net, tokens, metric, {"pairs": direction}, coefficients=coefficients, layers=chosen,
+                placebos=placebos, on_done=progress.update,
+            )  # fmt: skip
+        draw = {"steer": lambda path: report.steering_curves(found, path, title=pairs.stem)}
+        write_results(place, {"steer": found}, draw)
     change = (found - found.clean).mean("prompt")
     for layer in chosen:
         for c in coefficients:
@@ -263,8 +285,6 @@ def steer(
             others = cell.sel(direction=[d for d in cell.direction.values if d != "pairs"]).values
             span = f"{others.min():+.2f} to {others.max():+.2f}" if others.size else "none"
             print(f"{layer:>3} {c:+.2f}  {float(cell.sel(direction='pairs')):+.3f}  random {span}")
-    draw = {"steer": lambda path: report.steering_curves(found, path, title=pairs.stem)}
-    write_results(out, {"steer": found}, draw)
 
 
 def _rows(path: Path, *fields: str) -> list[dict[str, Any]]:

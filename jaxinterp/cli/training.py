@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from jaxinterp.cli.dictionaries import named, positive, texts, width_at
 from jaxinterp.cli.job import MODEL, bar, load_model, say, write_results
+from jaxinterp.cli.output import Output, output
 
 if TYPE_CHECKING:
     from jaxinterp.model import Model
@@ -48,6 +48,7 @@ def train(
     tensorboard: Path = Path(),
     form: str = "saelens",
     out: Path = Path("runs/sae"),
+    overwrite: bool = False,
 ) -> None:
     """Train a front of sparse dictionaries on a model's activations, as one program.
 
@@ -78,10 +79,11 @@ def train(
         save_every: Updates between checkpoints.
         tensorboard: A folder for TensorBoard's logs; by default none.
         form: The files' form: saelens, jaxinterp, gemma-scope, dictionary-learning, ...
-        out: Output folder.
+        out: Output folder, for one run's results.
+        overwrite: Whether to delete those of other settings.
     """
+    given = locals()
     from jaxinterp import results, sae
-    from jaxinterp.files import writable_folder
     from jaxinterp.report.fronts import front_curves
     from jaxinterp.sae.tensorboard import tensorboard as scalars_in
 
@@ -96,55 +98,57 @@ def train(
         k = k or (32.0,)
     names, members = _members(k, sparsity, target_l0, seeds, learning_rate)
     scalars = None if tensorboard == Path() else scalars_in(tensorboard, names)
-    net, tokenizer = load_model(model)
-    d_in = width_at(net, site, layer)
-    config = sae.DictionaryConfig(
-        d_in, width or 8 * d_in, kind, activation, d_out=width_at(net, target or site, layer),
-        prefixes=prefixes, skip=skip, model=net.name, site=site, target=target, layers=(layer,),
-    )  # fmt: skip
-    members.spread().check(config)
-    _check_form(form, config, members)
-    writable_folder(out)
-    about = {"corpus": named(corpus), "tokens": tokens, "length": length}
-    store = _harvested(out, about, net, tokenizer, config, rows)
-    if batch > len(store):
-        raise ValueError(f"--batch {batch}: there are {len(store)} examples only.")
-    steps = epochs * len(store) // batch
-    say(f"Training {len(names)} dictionaries of {config.n_features} features")
-    with bar(steps, "steps") as progress:
-
-        def tell(step: int, seen: dict[str, Any]) -> None:
-            progress.update(step + 1 - progress.n)
-            progress.set_postfix({n: f"{np.mean(seen[n]):.3g}" for n in ("l0", "explained")})
-            if scalars:
-                scalars(step, seen)
-
-        found = sae.train(
-            config, store.batches(batch, longest=LONGEST),
-            sae.TrainingConfig(steps, dead_after=dead_after), members, scaling=_scaling(store),
-            folder=out / "checkpoint", save_every=save_every,
-            log=out / "log.jsonl", log_every=min(20, save_every), on_step=tell,
+    with output(out, "sae train", given, overwrite) as place:
+        net, tokenizer = load_model(model, place)
+        d_in = width_at(net, site, layer)
+        config = sae.DictionaryConfig(
+            d_in, width or 8 * d_in, kind, activation, d_out=width_at(net, target or site, layer),
+            prefixes=prefixes, skip=skip, model=net.name, site=site, target=target, layers=(layer,),
         )  # fmt: skip
-    if scalars:
-        scalars.close()
-    for name, d in zip(names, found.dictionaries, strict=True):
-        sae.save(out / "dictionaries" / name, d, form=form, overwrite=True)
-    history = found.history.assign_coords(member=names).assign_attrs(
-        results.claim(
-            net, method="dictionaries trained", dictionary=dataclasses.asdict(config), steps=steps,
-            epochs=epochs, batch=batch, **about,
+        members.spread().check(config)
+        _check_form(form, config, members)
+        about = {"corpus": named(corpus), "tokens": tokens, "length": length}
+        store = _harvested(place, about, net, tokenizer, config, rows)
+        if batch > len(store):
+            raise ValueError(f"--batch {batch}: there are {len(store)} examples only.")
+        steps = epochs * len(store) // batch
+        say(f"Training {len(names)} dictionaries of {config.n_features} features")
+        with bar(steps, "steps") as progress:
+
+            def tell(step: int, seen: dict[str, Any]) -> None:
+                progress.update(step + 1 - progress.n)
+                progress.set_postfix({n: f"{np.mean(seen[n]):.3g}" for n in ("l0", "explained")})
+                if scalars:
+                    scalars(step, seen)
+
+            found = sae.train(
+                config, store.batches(batch, longest=LONGEST),
+                sae.TrainingConfig(steps, dead_after=dead_after), members, scaling=_scaling(store),
+                folder=place.inner("checkpoint"), save_every=save_every,
+                log=place / "log.jsonl", log_every=min(20, save_every), on_step=tell,
+            )  # fmt: skip
+        if scalars:
+            scalars.close()
+        for name, d in zip(names, found.dictionaries, strict=True):
+            sae.save(place.inner("dictionaries") / name, d, form=form, overwrite=True)
+        history = found.history.assign_coords(member=names).assign_attrs(
+            results.claim(
+                net, method="dictionaries trained", dictionary=dataclasses.asdict(config),
+                steps=steps, epochs=epochs, batch=batch, **about,
+            )
+        )  # fmt: skip
+        say(f"Saved each in {place.inner('dictionaries')}")
+        title = f"{activation} at {site} {layer} of {net.name}, {config.n_features} features"
+        write_results(
+            place,
+            {"history": history},
+            {"front": lambda to: front_curves(history, to, title=title)},
         )
-    )  # fmt: skip
     last, room = history.isel(step=-1), max(map(len, names))
     print(f"{'':{room}}       L0  explained    dead")
     for name in names:
         l0, explained, dead = (float(last[n].sel(member=name)) for n in ("l0", "explained", "dead"))
         print(f"{name:{room}}  {l0:7.2f}  {explained:9.4f}  {dead:6.1%}")
-    say(f"Saved each in {out / 'dictionaries'}")
-    title = f"{activation} at {site} {layer} of {net.name}, {config.n_features} features"
-    write_results(
-        out, {"history": history}, {"front": lambda to: front_curves(history, to, title=title)}
-    )
 
 
 def _members(
@@ -184,28 +188,22 @@ def _check_form(form: str, config: DictionaryConfig, members: Hyperparameters) -
 
 
 def _harvested(
-    out: Path, about: dict[str, Any], net: Model, tokenizer: Any, config: DictionaryConfig,
+    out: Output, about: dict[str, Any], net: Model, tokenizer: Any, config: DictionaryConfig,
     rows: Iterable[Any],
 ) -> Store:  # fmt: skip
     """The store in a run's folder, filled; raises ``ValueError`` for another text's."""
     from jaxinterp import corpora, sae
-    from jaxinterp.files import whole
-    from jaxinterp.loading.reading import read_json
 
-    length, note = about["length"], out / "corpus.json"
-    if note.is_file() and (begun := read_json(note)) != about:
-        raise ValueError(f"{out} was begun with {begun}, this is {about}: give another --out.")
+    length = about["length"]
     size = BLOCKS * (length - 1)
     count = -(-about["tokens"] // size)
     blocks = corpora.packed(rows, tokenizer, length, BLOCKS)
     first = list(itertools.islice(blocks, 1))
     if not first:
         raise ValueError(f"{about['corpus']} does not fill {BLOCKS} blocks of --length {length}.")
-    with whole(note) as file:
-        file.write_text(json.dumps(about), encoding="utf-8")
     with bar(count * size, "tokens") as progress:
         store = sae.harvest_to(
-            out / "activations", net, config,
+            out.inner("activations"), net, config,
             itertools.islice(itertools.chain(first, blocks), count),
             on_done=lambda n: progress.update(n - progress.n),
         )  # fmt: skip

@@ -72,6 +72,17 @@ def render(
     return re.sub(r"\{\{(\w+)\}\}", lambda found: fields[found[1]], template)
 
 
+_GENERATOR = b'<meta name="generator" content="jaxinterp">'
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a page that was written here."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return _GENERATOR in file.read(1000)
+
+
 def write_page(page: str, path: str | os.PathLike[str]) -> Path:
     """Write it, whole or not at all."""
     with whole(path) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxinterp.files import whole
+from jaxinterp.checks import one_of, whole_number
+from jaxinterp.files import append, whole
 from jaxinterp.sae.devices import everywhere, place_batch, place_states
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.scaling import Scaling, fold, measure
@@ -30,7 +32,7 @@ from jaxinterp.sae.training import (
     advance,
     start,
 )
-from jaxinterp.training import Checkpoint
+from jaxinterp.training import Checkpoint, digest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -73,16 +75,19 @@ def train(
     batches: what ``source`` takes, one per step and all of one shape; by default activations
     [B D] ([B L D]), or pairs of them and targets. scaling: by default measured on the first batch
     (give one measured on more). folder: of checkpoints, every ``save_every`` steps; a run that
-    finds one goes on from it, and ends as if it had never stopped, given the same batches again.
+    finds one goes on from it, and ends as if it had never stopped, given the same batches again
+    (the first and the last one learned from are compared).
     log: a JSONL file, a line every ``log_every`` steps. on_bad: what to do about a batch that is
     not finite: ``"stop"`` raises and names it, ``"skip"`` leaves it out; nothing is learned from it
     either way. mesh: devices, by the axes ``data`` (examples) and ``feature``.
 
     Raises ``ValueError`` for a stream that is too short, batches of another width, and what
-    `Hyperparameters` and `TrainingConfig` refuse.
+    `Hyperparameters` and `TrainingConfig` refuse, and a ``folder`` of another run or with
+    something else in it; ``BlockingIOError`` while another run holds that.
     """
-    if on_bad not in ON_BAD:
-        raise ValueError(f"on_bad={on_bad!r}, expected one of {', '.join(ON_BAD)}.")
+    one_of("on_bad", on_bad, ON_BAD)
+    whole_number("save_every", save_every, 1)
+    whole_number("log_every", log_every, 1)
     members = members.spread()
     members.check(config)
     if training.slots is None:
@@ -90,58 +95,68 @@ def train(
         training = dataclasses.replace(training, slots=slots)
     source = Given() if source is None else source
     place = None if folder is None else Path(folder).absolute()
-    run = _Run(config, training, members, source.about, place)
-    states, source, scaling, done, told = run.begin(source, scaling)
-    if log is not None:
-        told.write(log)  # an earlier run may have told of steps after its checkpoint
-    stream = itertools.islice(iter(batches), done, training.steps)
-    if mesh is not None:
-        states = place_states(states, mesh, config.n_features)
-        source, members = everywhere(source, mesh), everywhere(members, mesh)
-    waiting: list[tuple[int, Seen]] = []
-
-    def tell() -> None:
-        """What the updates since the last time told, the last of them at length."""
-        for at, seen in waiting:
-            bad = np.flatnonzero(~np.asarray(seen.finite))
-            if len(bad):
-                told.skipped.append([at, bad.tolist()])
-                if on_bad == "stop":
-                    raise ValueError(_reason(at, seen, bad))
-        if not waiting:
-            return
-        told.lines.append(line := _told(*waiting[-1]))
-        waiting.clear()
+    stream = iter(batches)
+    first = list(itertools.islice(stream, 1))
+    stream = itertools.chain(first, stream)
+    seen = {} if place is None or not first else {"batch": digest(first)}
+    run = _Run(config, training, members, source.about, place, seen)
+    with run.held():
+        states, source, scaling, done, told = run.begin(source, scaling)
         if log is not None:
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        on_step(int(line["step"]), line)
-
-    step = done - 1
-    for step, batch in enumerate(stream, done):
+            told.write(log)  # an earlier run may have told of steps after its checkpoint
+        stream = itertools.islice(stream, max(0, done - 1), training.steps)
+        if done:
+            run.check_batch(next(stream, None))
         if mesh is not None:
-            batch = place_batch(batch, mesh)
-        if scaling is None:
-            _, x, y = source.take(batch)
-            _check(config, x, y)
-            scaling = measure(x, x if y is x else y)
-        states, source, seen = advance(states, source, members, scaling, batch, training=training)
-        waiting.append((step, seen))
-        saving = run.folder is not None and (step + 1) % save_every == 0
-        if saving or (step + 1) % log_every == 0 or step + 1 == training.steps:
-            tell()
-        if saving or (run.folder is not None and step + 1 == training.steps):
-            run.save(states, source, scaling, step + 1, told)
-    tell()
-    if step + 1 < training.steps:
-        raise ValueError(f"The stream has {step + 1} batches, {training.steps} steps need as many.")
-    assert scaling is not None
-    each = (
-        jax.tree.map(lambda leaf, i=i: leaf[i], states.dictionary) for i in range(len(members.seed))
-    )
-    dictionaries = tuple(fold(d, scaling) for d in each)
-    skipped = tuple((batch, tuple(bad)) for batch, bad in told.skipped)
-    return Trained(dictionaries, _history(told, members), skipped)
+            states = place_states(states, mesh, config.n_features)
+            source, members = everywhere(source, mesh), everywhere(members, mesh)
+        waiting: list[tuple[int, Seen]] = []
+
+        def tell() -> None:
+            """What the updates since the last time told, the last of them at length."""
+            for at, seen in waiting:
+                bad = np.flatnonzero(~np.asarray(seen.finite))
+                if len(bad):
+                    told.skipped.append([at, bad.tolist()])
+                    if on_bad == "stop":
+                        raise ValueError(_reason(at, seen, bad))
+            if not waiting:
+                return
+            told.lines.append(line := _told(*waiting[-1]))
+            waiting.clear()
+            if log is not None:
+                append(log, json.dumps(line) + "\n")
+            on_step(int(line["step"]), line)
+
+        step = done - 1
+        for step, given in enumerate(stream, done):
+            batch = given if mesh is None else place_batch(given, mesh)
+            if scaling is None:
+                _, x, y = source.take(batch)
+                _check(config, x, y)
+                scaling = measure(x, x if y is x else y)
+            states, source, seen = advance(
+                states, source, members, scaling, batch, training=training
+            )
+            waiting.append((step, seen))
+            saving = run.folder is not None and (step + 1) % save_every == 0
+            if saving or (step + 1) % log_every == 0 or step + 1 == training.steps:
+                tell()
+            if saving or (run.folder is not None and step + 1 == training.steps):
+                run.save(states, source, scaling, step + 1, told, given)
+        tell()
+        if step + 1 < training.steps:
+            raise ValueError(
+                f"The stream has {step + 1} batches, {training.steps} steps need as many."
+            )
+        assert scaling is not None
+        each = (
+            jax.tree.map(lambda leaf, i=i: leaf[i], states.dictionary)
+            for i in range(len(members.seed))
+        )
+        dictionaries = tuple(fold(d, scaling) for d in each)
+        skipped = tuple((batch, tuple(bad)) for batch, bad in told.skipped)
+        return Trained(dictionaries, _history(told, members), skipped)
 
 
 def _check(config: DictionaryConfig, x: Any, y: Any) -> None:
@@ -206,13 +221,25 @@ class _Run:
     members: Hyperparameters
     source: dict[str, Any]
     folder: Path | None
+    seen: dict[str, str]
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """The checkpoints' folder for this run alone."""
+        return contextlib.nullcontext() if self.checkpoint is None else self.checkpoint.held()
+
+    def check_batch(self, batch: Any) -> None:
+        """Raise ``ValueError`` where the checkpoint was not made with this one as its last."""
+        assert self.checkpoint is not None
+        about = self.checkpoint.about()
+        assert about is not None
+        self.checkpoint.check_batch(about, batch)
 
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
         members = {name: np.asarray(value).tolist() for name, value in vars(self.members).items()}
         run = {
             "config": dataclasses.asdict(self.config), "members": members, "source": self.source,
-            "training": dataclasses.asdict(self.training),
+            "training": dataclasses.asdict(self.training), **self.seen,
         }  # fmt: skip
         return None if self.folder is None else Checkpoint(self.folder, run)
 
@@ -234,11 +261,13 @@ class _Run:
             raise ValueError(f"{self.folder} was begun with another scaling: give that, or none.")
         return states, source.replace(**changed), kept, about["step"], _Told(**about["told"])
 
-    def save(self, states: State, source: Any, scaling: Any, step: int, told: _Told) -> None:
+    def save(
+        self, states: State, source: Any, scaling: Any, step: int, told: _Told, batch: Any
+    ) -> None:
         assert self.checkpoint is not None
         about = {
             "step": step, "told": dataclasses.asdict(told),
             "scaling": {name: np.shape(value) for name, value in vars(scaling).items()},
         }  # fmt: skip
         arrays = jax.tree.map(jnp.asarray, (states, source.kept, vars(scaling)))
-        self.checkpoint.save(arrays, about)
+        self.checkpoint.save(arrays, about, batch)

@@ -1,8 +1,9 @@
 """Activations on disk: harvested once, read many times, shuffled across documents.
 
 A folder with a zarr array [examples, (layer,) width] of what is read, one of what is written where
-that differs, and ``store.json``, which says how many batches are whole. A batch of tokens is one
-chunk, compressed, with a checksum.
+that differs, ``store.json``, which says what they are, and ``chunks.jsonl`` with a line for each
+chunk that is whole: the hash of the tokens that it was made from, and a checksum of its values. A
+batch of tokens is one chunk.
 """
 
 from __future__ import annotations
@@ -17,28 +18,42 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinterp.files import whole, writable_folder
-from jaxinterp.loading.reading import read_json
+from jaxinterp.checks import one_of, random_seed, real_number, whole_number
+from jaxinterp.files import append, checksums, content, locked, mark, room, tidy, whole
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
-from jaxinterp.reading import LoadError
-from jaxinterp.results import weights_digest
+from jaxinterp.reading import LoadError, parse_json, read_json_object
+from jaxinterp.results import fingerprint, weights_digest
 from jaxinterp.sae.dictionary import DictionaryConfig
 from jaxinterp.sae.harvest import values_at
 
-MANIFEST = "store.json"
+MANIFEST, CHUNKS = "store.json", "chunks.jsonl"
+FORMAT = 2
+ARRAYS = ("inputs", "targets")
+OURS = [
+    MANIFEST,
+    CHUNKS,
+    *(f"{name}/{file}" for name in ARRAYS for file in ("zarr.json", "c/[0-9]*")),
+]
 DTYPES = ("float32", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """A store on disk. rows: of a chunk; chunks: whole ones; paired: inputs and targets."""
+    """A store on disk.
+
+    rows: of a chunk; paired: inputs and targets; lines: what is known of each whole chunk.
+    """
 
     path: Path
     rows: int
-    chunks: int
     paired: bool
     about: dict[str, Any]
+    lines: tuple[dict[str, Any], ...]
+
+    @property
+    def chunks(self) -> int:
+        return len(self.lines)
 
     def __len__(self) -> int:
         return self.rows * self.chunks
@@ -46,22 +61,26 @@ class Store:
     def chunk(self, number: int) -> Any:
         """Examples [rows ...] in float32, or a pair of them and their targets.
 
-        Raises `LoadError` where the chunk is damaged.
+        Raises `LoadError` where the chunk is missing or damaged, ``ValueError`` beyond the last.
         """
-        if not 0 <= number < self.chunks:
-            raise IndexError(f"chunk {number} of {self.chunks}")
+        number = whole_number("number", number, 0, self.chunks - 1)
         part = slice(number * self.rows, (number + 1) * self.rows)
-        names = ("inputs", "targets") if self.paired else ("inputs",)
+        names = ARRAYS if self.paired else ARRAYS[:1]
         try:
-            found = tuple(_array(self.path, name)[part].astype(np.float32) for name in names)
+            found = tuple(np.asarray(_array(self.path, name)[part]) for name in names)
+            wrong = (
+                "" if checksums(found) == self.lines[number]["sums"] else "its checksum is another"
+            )
         except Exception as error:
-            raise LoadError(
-                f"Chunk {number} of {self.path} is damaged ({error}): harvest it again."
-            ) from error
-        return found if self.paired else found[0]
+            raise LoadError(_damaged(self.path, number, error)) from error
+        if wrong:
+            raise LoadError(_damaged(self.path, number, wrong))
+        wide = tuple(values.astype(np.float32) for values in found)
+        return wide if self.paired else wide[0]
 
     def norm_limit(self, times: float) -> np.ndarray:
         """So many times the median norm of what is read, in the first chunk: [] or [L]."""
+        times = real_number("times", times, above=0)
         return times * np.median(np.linalg.norm(_first(self.chunk(0)), axis=-1), axis=0)
 
     def batches(
@@ -79,12 +98,15 @@ class Store:
 
         Raises ``ValueError`` for sizes that a store cannot give.
         """
+        shard = tuple(whole_number("shard", each) for each in shard)
         mine = np.arange(self.chunks)[shard[0] :: shard[1]]
         if not 0 <= shard[0] < shard[1] or not len(mine):
             raise ValueError(f"shard={shard} has no chunk of {self.chunks}.")
-        if not 1 <= size <= self.rows * len(mine):
-            raise ValueError(f"size={size}, but there are {self.rows * len(mine)} examples.")
+        size = whole_number("size", size, 1, self.rows * len(mine))
+        epochs = whole_number("epochs", epochs, 1, optional=True)
+        mix, seed = whole_number("mix", mix, 1), random_seed(seed)
         rng, epoch = np.random.default_rng((seed, shard[0])), 0
+        real_number("longest", longest, above=0, optional=True)
         limit = None if longest is None else self.norm_limit(longest)
         while epochs is None or epoch < epochs:
             order, held = rng.permutation(mine).tolist(), None
@@ -134,53 +156,110 @@ def harvest_to(
     """Run the model over batches of tokens and keep what a dictionary reads and writes.
 
     batches: tokens [B P] without padding (`corpora.packed`), all of one shape. A killed run goes on
-    after its last whole batch, given the same batches again. first: whether a block's first token
-    counts. on_done: called with the number of examples after each batch.
+    after its last whole batch, given the same batches again: those that the store holds are
+    compared with it, and chunks that are missing or damaged are made again. first: whether a
+    block's first token counts. on_done: called with the number of examples after each batch.
 
-    Raises ``ValueError`` for another dtype, a store of another harvest at ``path``, padded batches,
-    and values that are not finite or too large for the dtype, naming the batch.
+    Raises ``ValueError`` for another dtype, a store of another harvest or of other batches at
+    ``path``, a folder that holds something else, padded batches, and values that are not finite or
+    too large for the dtype, naming the batch; ``BlockingIOError`` while another run writes there.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}, expected one of {', '.join(DTYPES)}.")
-    folder = writable_folder(path)
+    one_of("dtype", dtype, DTYPES)
     about = {
         "model": model.name, "weights": weights_digest(model), "site": config.site,
         "target": config.target, "layers": list(config.layers), "kind": config.kind,
         "dtype": dtype, "first": first,
     }  # fmt: skip
-    done, rows = 0, 0
+    with locked(path) as folder:
+        kept = _begun(folder, about)
+        for number, given in enumerate(batches):
+            tokens = as_tokens(given)
+            check_tokens(model.config, tokens)
+            if not np.asarray(tokens.mask).all():
+                raise ValueError(
+                    f"Batch {number} is padded: pack texts into blocks (corpora.packed)."
+                )
+            seen = fingerprint(*(np.asarray(leaf) for leaf in jax.tree.leaves(tokens)))
+            if kept is None or not _whole(kept, number, seen):
+                values = _harvest(model, tokens, config, first, dtype, number)
+                kept = _keep(folder, kept, about, number, seen, values)
+            on_done((number + 1) * kept.rows)
+    return open_store(folder)
+
+
+def _begun(folder: Path, about: dict[str, Any]) -> Store | None:
+    """What an earlier run has left in a folder, None where it is empty."""
+    tidy(folder)
     if (folder / MANIFEST).is_file():
         kept = open_store(folder)
         if kept.about != about:
             changed = [n for n in about if kept.about.get(n) != about[n]]
             raise ValueError(f"{folder} is another harvest ({', '.join(changed)} differ).")
-        done, rows = kept.chunks, kept.rows
-    for number, given in enumerate(batches):
-        if number < done:
-            continue
-        tokens = as_tokens(given)
-        check_tokens(model.config, tokens)
-        if not np.asarray(tokens.mask).all():
-            raise ValueError(f"Batch {number} is padded: pack texts into blocks (corpora.packed).")
-        x, y = _values(model, tokens, config, first)
-        values = {"inputs": np.asarray(x)} | ({} if y is x else {"targets": np.asarray(y)})
-        rows = rows or len(x)
-        if len(x) != rows:
-            raise ValueError(f"Batch {number} has {len(x)} examples, the ones before {rows}.")
-        for name, value in values.items():
-            with np.errstate(over="ignore"):  # told below
-                small = value.astype(dtype)
-            if not np.isfinite(small).all():
-                raise ValueError(
-                    f"Batch {number} has {name} that are not finite in {dtype} (largest: "
-                    f"{np.abs(value).max():.3g}): choose dtype='float32', or look at the model."
-                )
-            _append(folder, name, small, number)
-        manifest = {"rows": rows, "chunks": number + 1, "paired": y is not x, "about": about}
+        with whole(folder / CHUNKS) as file:  # without half a line that may be at its end
+            file.write_text("".join(map(_line, kept.lines)), encoding="utf-8")
+        return kept
+    if strange := content(folder):
+        raise ValueError(
+            f"{folder} holds {strange[0]!r} and no {MANIFEST}: choose the store of an earlier run, "
+            "or an empty folder."
+        )
+    mark(folder, OURS)
+    return None
+
+
+def _whole(kept: Store, number: int, seen: str) -> bool:
+    """Whether a store holds a batch. Raises ``ValueError`` where it holds another one."""
+    if number >= kept.chunks:
+        return False
+    if kept.lines[number]["tokens"] != seen:
+        raise ValueError(
+            f"Batch {number} is not the one that {kept.path} was harvested from: give the same "
+            "text, or another folder."
+        )
+    try:
+        kept.chunk(number)
+    except LoadError:
+        return False
+    return True
+
+
+def _harvest(
+    model: Model, tokens: Any, config: DictionaryConfig, first: bool, dtype: str, number: int
+) -> dict[str, np.ndarray]:
+    """What a chunk holds, by name. Raises ``ValueError`` for values beyond the dtype."""
+    x, y = _values(model, tokens, config, first)
+    values = {"inputs": np.asarray(x)} | ({} if y is x else {"targets": np.asarray(y)})
+    for name, value in values.items():
+        with np.errstate(over="ignore"):  # told below
+            values[name] = value.astype(dtype)
+        if not np.isfinite(values[name]).all():
+            raise ValueError(
+                f"Batch {number} has {name} that are not finite in {dtype} (largest: "
+                f"{np.abs(value).max():.3g}): choose dtype='float32', or look at the model."
+            )
+    return values
+
+
+def _keep(
+    folder: Path, kept: Store | None, about: dict[str, Any], number: int, seen: str,
+    values: dict[str, np.ndarray],
+) -> Store:  # fmt: skip
+    """Write a chunk, and then say that it is whole."""
+    rows = len(values["inputs"])
+    if kept is None:
+        kept = Store(folder, rows, "targets" in values, about, ())
+        said = {"format": FORMAT, "rows": rows, "paired": kept.paired, "about": about}
         with whole(folder / MANIFEST) as file:
-            file.write_text(json.dumps(manifest), encoding="utf-8")
-        on_done((number + 1) * rows)
-    return open_store(folder)
+            file.write_text(json.dumps(said), encoding="utf-8")
+    if rows != kept.rows:
+        raise ValueError(f"Batch {number} has {rows} examples, the ones before {kept.rows}.")
+    for name, value in values.items():
+        with room(folder / name):
+            _put(folder, name, value, number, max(number + 1, kept.chunks))
+    line = {"chunk": number, "tokens": seen, "sums": checksums(values.values())}
+    append(folder / CHUNKS, _line(line))
+    lines = (*kept.lines[:number], line, *kept.lines[number + 1 :])
+    return dataclasses.replace(kept, lines=lines)
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -189,15 +268,39 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     Raises ``FileNotFoundError``, and `LoadError` where it is damaged.
     """
     path = Path(path).absolute()
-    if not (path / MANIFEST).is_file():
+    if not (path / MANIFEST).exists():
         raise FileNotFoundError(f"There is no {MANIFEST} in {path}.")
-    found = read_json(path / MANIFEST)
+    found = read_json_object(path / MANIFEST)
     try:
-        return Store(
-            path, int(found["rows"]), int(found["chunks"]), bool(found["paired"]), found["about"]
-        )
+        rows, paired, about = int(found["rows"]), bool(found["paired"]), dict(found["about"])
     except (KeyError, TypeError, ValueError) as error:
         raise LoadError(f"{path / MANIFEST} is damaged: {error!r}.") from error
+    if found.get("format") != FORMAT:
+        raise LoadError(f"{path} is a store of another version: harvest it again, elsewhere.")
+    return Store(path, rows, paired, about, tuple(_lines(path / CHUNKS)))
+
+
+def _line(said: dict[str, Any]) -> str:
+    return json.dumps(said) + "\n"
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """What is known of each whole chunk; of one that was made again, the last line counts."""
+    found: dict[int, dict[str, Any]] = {}
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    for row in text.split("\n")[:-1]:  # a killed run may have left half a line at the end
+        try:
+            line = parse_json(row, file)
+            found[int(line["chunk"])] = {name: line[name] for name in ("chunk", "tokens", "sums")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise LoadError(f"{file} is damaged: {error!r}. Harvest it again.") from error
+    if sorted(found) != list(range(len(found))):
+        raise LoadError(f"{file} is damaged: it lacks a chunk. Harvest it again.")
+    return [found[number] for number in range(len(found))]
+
+
+def _damaged(path: Path, number: int, reason: Any) -> str:
+    return f"Chunk {number} of {path} is damaged ({reason}): harvest it again."
 
 
 def _values(model: Model, tokens: Any, config: DictionaryConfig, first: bool) -> tuple[Any, Any]:
@@ -209,21 +312,22 @@ def _values(model: Model, tokens: Any, config: DictionaryConfig, first: bool) ->
 _compiled = jax.jit(values_at, static_argnames=("config", "first"))
 
 
-def _append(folder: Path, name: str, values: np.ndarray, number: int) -> None:
-    """Write a chunk; what a killed run left of it is overwritten."""
+def _put(folder: Path, name: str, values: np.ndarray, number: int, chunks: int) -> None:
+    """Write a chunk; what a killed run left of it is overwritten. chunks: that there are then."""
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
 
-    shape = ((number + 1) * len(values), *values.shape[1:])
-    if (folder / name).is_dir():
+    rows, shape = len(values), (chunks * len(values), *values.shape[1:])
+    try:
         array = _array(folder, name, "r+")
         array.resize(shape)
-    else:
+    except Exception:  # there is none, or its description is damaged; chunks stay
+        (folder / name / "zarr.json").unlink(missing_ok=True)
         array = zarr.create_array(
             folder / name, shape=shape, chunks=values.shape, dtype=values.dtype,
             compressors=[ZstdCodec(level=1), Crc32cCodec()],
         )  # fmt: skip
-    array[number * len(values) :] = values
+    array[number * rows : (number + 1) * rows] = values
 
 
 def _array(folder: Path, name: str, mode: Any = "r") -> Any:

@@ -252,7 +252,15 @@ def test_a_page_of_features(tiny, loaded, trained, corpora, batches, tmp_path, m
     expected = study_features(loaded[0], d, batches, features=[3, 5], k=3, effects=effects)
     for name, value in expected.data_vars.items():
         np.testing.assert_allclose(kept[0][name], value, atol=1e-5)
-    assert run("dashboard", path, *options, "--show", 2, "--effects", 0, "--out", page) == 0
+    again = ["dashboard", path, *options, "--show", 2, "--effects", 0]
+    assert run(*again, "--out", page) == 2
+    assert f"{page} exists: give another --out, or --overwrite" in capsys.readouterr().err
+    mine = tmp_path / "mine.html"
+    mine.write_text("mine")
+    assert run(*again, "--out", mine, "--overwrite") == 2
+    assert "is not a page that jaxinterp wrote" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
+    assert run(*again, "--out", page, "--overwrite") == 0
     alive = np.flatnonzero(
         sae.reconstruction(d, [x for (x,) in values(loaded[0], batches, "resid_post")]).density
     )
@@ -323,11 +331,31 @@ def test_training_refuses(command, tmp_path, capsys, options, says):
     assert not (tmp_path / "dictionaries").exists()
 
 
-def test_a_folder_of_another_run_is_refused(command, corpora, trained, capsys):
-    assert run("train", *command, "--corpus", corpora[1], "--out", trained) == 2
-    assert "give another --out" in capsys.readouterr().err
-    assert run("train", *command, "--epochs", 3, "--out", trained) == 2
-    assert "a checkpoint of another run" in capsys.readouterr().err
+def test_a_folder_of_another_run_is_refused(command, corpora, trained, tmp_path, capsys):
+    """The corpus is another one where its text is, whatever its name."""
+    changed = tmp_path / "train.txt"
+    cases = {
+        "of corpus": ["--corpus", corpora[1]], "of epochs 2, here it is 3": ["--epochs", 3],
+        "of k [2.0, 4.0], here it is [3.0, 4.0]": ["--k", 3, 4],
+    }  # fmt: skip
+    before = {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()}
+    for says, options in cases.items():
+        assert run("train", *command, *options, "--out", trained) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.endswith("give another --out, or --overwrite.\n")
+    assert {p: p.read_bytes() for p in trained.rglob("*") if p.is_file()} == before
+    changed.write_text("\n".join(lines(0)))
+    options = [*command[:2], "--corpus", changed, *command[4:], "--epochs", 1]
+    assert run("train", *options, "--out", tmp_path / "o") == 0
+    changed.write_text("\n".join([*lines(0)[:-1], lines(1)[0]]))
+    assert run("train", *options, "--out", tmp_path / "o") == 2
+    assert "of corpus" in capsys.readouterr().err
+    (tmp_path / "o" / "dictionaries" / "mine.txt").write_text("mine")
+    assert run("train", *options, "--k", 2, "--out", tmp_path / "o", "--overwrite") == 0
+    found = sorted(path.name for path in (tmp_path / "o" / "dictionaries").iterdir())
+    assert found == ["k2-seed0", "k2-seed1", "mine.txt"]
+    assert (tmp_path / "o" / "dictionaries" / "mine.txt").read_text() == "mine"
 
 
 def test_measuring_refuses(tiny, trained, corpora, tmp_path, capsys):

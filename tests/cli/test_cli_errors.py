@@ -50,12 +50,12 @@ def refuses(capsys, tmp_path):
 
 @pytest.fixture
 def patch_refuses(refuses, tmp_path):
-    """The same for `jaxinterp patch`, whose output folder must stay empty."""
+    """The same for `jaxinterp patch`, which must leave no output folder."""
 
     def run(model, *options, expected, n=2):
         out = tmp_path / "out"
         refuses("patch", "--model", model, "--n", n, "--out", out, *options, expected=expected)
-        assert not out.exists() or list(out.iterdir()) == []
+        assert not out.exists()
 
     return run
 
@@ -95,7 +95,7 @@ def test_an_unknown_architecture(patch_refuses, folder):
 
 def test_a_pickle_in_place_of_safetensors(patch_refuses, folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    patch_refuses(folder, expected=("lacks the weight file", "only safetensors are read"))
+    patch_refuses(folder, expected="pytorch_model.bin is not a whole PyTorch file")
 
 
 # The weights
@@ -222,7 +222,7 @@ def test_a_model_without_unembedding(patch_refuses, tmp_path):
         (["--corruption", "noise"], ("corruption='noise'", "expected 'swap_subject'")),
         (["--n", 0], ("--n 0", "at least 1")),
         (["--n", -3], ("--n -3", "at least 1")),
-        (["--n", 10**9], ("n=1000000000 is more than half of the", "distinct prompts")),
+        (["--n", 10**9], "n=1000000000, expected a whole number"),
         (["--batch", 0], ("--batch 0", "at least 1")),
         (["--seed", -1], ("--seed -1", "0 or more")),
         (["--site"], "--site names no site"),

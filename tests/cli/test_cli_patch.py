@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +18,7 @@ import xarray as xr
 import jaxinterp as ji
 from jaxinterp import patching, report
 from jaxinterp.cli import main
+from jaxinterp.files import LOCK, MARK
 from jaxinterp.loading import models, registry
 from jaxinterp.tasks import TASKS
 
@@ -48,7 +49,7 @@ def test_one_command_writes_everything(tiny, tmp_path, capsys):
     found = run(tiny, out, "--n", 5, "--batch", 2, "--seed", 3)
     printed, errors = capsys.readouterr()
     assert sorted(path.name for path in out.iterdir()) == [
-        "report.html", "resid_pre.nc", "resid_pre.png", "z.nc", "z.png",
+        MARK, "report.html", "resid_pre.nc", "resid_pre.png", "z.nc", "z.png",
     ]  # fmt: skip
     for site in ("resid_pre", "z"):
         assert (out / f"{site}.png").read_bytes().startswith(b"\x89PNG")
@@ -138,7 +139,7 @@ def test_without_matplotlib_only_the_pictures_are_missing(tiny, tmp_path, monkey
 
     monkeypatch.setattr(importlib.util, "find_spec", without)
     run(tiny, tmp_path, "--n", 2, "--batch", 2, "--site", "z")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "z.nc"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [MARK, "report.html", "z.nc"]
     assert "pip install 'jaxinterp[report]'" in capsys.readouterr().err
 
 
@@ -147,7 +148,7 @@ def test_without_matplotlib_only_the_pictures_are_missing(tiny, tmp_path, monkey
 
 def finished(out):
     """The finished batches of a run that is not done."""
-    return [path.name for path in out.glob(".parts/[!.]*.npy")]
+    return [path.name for path in out.glob(".parts/[!.]*.npz")]
 
 
 def test_a_killed_run_resumes_and_ends_the_same(tiny, tmp_path, batches):
@@ -167,12 +168,12 @@ def test_a_killed_run_resumes_and_ends_the_same(tiny, tmp_path, batches):
     assert process.returncode == -signal.SIGKILL, (tmp_path / "log").read_text()
     kept = len(finished(out))
     assert 0 < kept < 40
-    assert [path for path in out.iterdir() if path.name != ".parts"] == []
+    assert {path.name for path in out.iterdir()} == {".parts", MARK, LOCK}
 
     resumed = run(tiny, out, *options)
     assert len(batches) == 40 - kept
     assert not (out / ".parts").exists()
-    assert len(list(out.iterdir())) == 5
+    assert len(list(out.iterdir())) == 6
 
     batches.clear()
     undisturbed = run(tiny, tmp_path / "undisturbed", *options)
@@ -183,7 +184,7 @@ def test_a_killed_run_resumes_and_ends_the_same(tiny, tmp_path, batches):
         assert resumed[site].attrs == result.attrs
 
 
-def test_what_another_run_left_behind_is_not_taken(tiny, tmp_path, batches, monkeypatch):
+def test_what_another_run_left_behind_is_not_taken(tiny, tmp_path, batches, monkeypatch, capsys):
     def fails(*_, **__):
         raise KeyboardInterrupt
 
@@ -195,12 +196,12 @@ def test_what_another_run_left_behind_is_not_taken(tiny, tmp_path, batches, monk
     assert len(finished(out)) == len(batches) == 2
     for options in (["--seed", 1], ["--direction", "noise"], ["--corruption", "symmetric"]):
         batches.clear()
-        before = os.listdir(out / ".parts")
-        copy = tmp_path / options[0]
-        (copy / ".parts").mkdir(parents=True)
-        for name in before:
-            (copy / ".parts" / name).write_bytes((out / ".parts" / name).read_bytes())
-        run(tiny, copy, "--n", 4, "--batch", 2, "--site", "z", *options)
+        copy = shutil.copytree(out, tmp_path / options[0])
+        command = ["patch", "--model", tiny, "--out", copy, "--n", 4, "--batch", 2, "--site", "z"]
+        assert main([*map(str, command), *map(str, options)]) == 2
+        assert finished(copy) == finished(out)
+        assert "the results of another run, of" in capsys.readouterr().err
+        run(tiny, copy, "--n", 4, "--batch", 2, "--site", "z", *options, "--overwrite")
         assert len(batches) == 2
     batches.clear()
     run(tiny, out, "--n", 4, "--batch", 2, "--site", "z")
