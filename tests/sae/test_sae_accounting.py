@@ -12,13 +12,16 @@ import warnings
 from pathlib import Path
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from test_sae_files import made
 from test_sae_peers import NAMES, REFUSED, SEEN
 
 from jaxinterp import sae
 from jaxinterp.loading import LoadError
+from jaxinterp.loading.torch_file import read_torch, write_torch
 from jaxinterp.sae.forms import dictionary_learning, gemma_scope, saelens, saelens_flat, sparsify
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -87,7 +90,7 @@ def result(folder):
     return numbers_of(hash(held), held), " ".join(str(w.message) for w in told)
 
 
-@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.long)])
 def test_every_key_of_every_config_counts(tmp_path, every):
     counts, wrong = collections.Counter(), []
     for name in READ[::every]:
@@ -204,42 +207,73 @@ def test_what_is_refused_by_name(tmp_path, golden, change, message):
         sae.load(rewritten(folder, **change))
 
 
-FILES = {  # form: a file with tensors, and how it is read and written
-    name: next(p for p in (GOLDENS / name).iterdir() if p.suffix == ".safetensors").name
-    for name in ("saelens-gated", "saelens-training-batchtopk", "sparsify-skip",
-                 "circuit-tracer-skip")
-}  # fmt: skip
+def read_npz(path):
+    with np.load(path) as file:
+        return dict(file)
 
 
-@pytest.mark.parametrize("name", FILES)
+TENSORS = {  # how a kind of file is read and written
+    ".safetensors": (load_file, lambda path, arrays: save_file(arrays, path)),
+    ".npz": (read_npz, lambda path, arrays: np.savez(path, **arrays)),
+    ".pt": (read_torch, write_torch),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "saelens-gated", "saelens-training-batchtopk", "sparsify-skip", "circuit-tracer-skip",
+        "dictionary-learning-MatryoshkaBatchTopKSAE", "dictionary-learning-AutoEncoder",
+        "gemma-scope", "gemma-scope-2",
+    ],
+)  # fmt: skip
 def test_every_tensor_counts(name, tmp_path):
-    from safetensors.numpy import load_file, save_file
-
-    folder = shutil.copytree(GOLDENS / name, tmp_path / name)
-    arrays = load_file(folder / FILES[name])
-    optional = {"W_skip", "activation_function.threshold"} if "tracer" in name else set()
+    if name.startswith("gemma"):
+        folder = sae.save(tmp_path / name, made("sae", "jumprelu"), form=name)
+    else:
+        folder = shutil.copytree(GOLDENS / name, tmp_path / name)
+    file = next(p for p in folder.iterdir() if p.suffix in TENSORS)
+    read, write = TENSORS[file.suffix]
+    arrays = read(file)
+    optional = {"W_skip", "activation_function.threshold"} if "tracer" in name else {"k"}
     for tensor, array in arrays.items():
-        for other in (None, array[..., :-1] if array.ndim else array[None][:0], array * np.nan,
-                      array.astype(bool)):  # fmt: skip
+        others = [array[..., :-1] if array.ndim else array[None][:0], array.astype(bool)]
+        if array.dtype.kind == "f":
+            others.append(array * np.nan)
+        if tensor not in optional:
+            others.append(None)
+        for other in others:
             some = {n: a for n, a in arrays.items() if n != tensor}
             if other is not None:
                 some[tensor] = np.ascontiguousarray(other)
-            elif tensor in optional:
-                continue
-            save_file(some, folder / FILES[name])
+            write(file, some)
             with pytest.raises(LoadError):
                 sae.load(folder)
-    save_file({**arrays, "stranger": np.zeros(3, np.float32)}, folder / FILES[name])
+    write(file, {**arrays, "stranger": np.zeros(3, np.float32)})
     with pytest.raises(LoadError, match="stranger"):
         sae.load(folder)
+    write(file, arrays)
+    sae.load(folder)
+
+
+@pytest.mark.parametrize("name", ["saelens-jumprelu", "saelens-topk-rescaled"])
+def test_half_precision_is_read_as_its_numbers(name, tmp_path):
+    folder = shutil.copytree(GOLDENS / name, tmp_path / "d")
+    file = folder / "sae_weights.safetensors"
+    halves = {n: a.astype(ml_dtypes.bfloat16) for n, a in load_file(file).items()}
+    save_file(halves, file)
+    found = sae.load(rewritten(folder, dtype="bfloat16"))
+    save_file({n: a.astype(np.float32) for n, a in halves.items()}, file)
+    whole = sae.load(rewritten(folder, dtype="float32"))
+    for field in whole.config.shapes:
+        np.testing.assert_array_equal(getattr(found.params, field), getattr(whole.params, field))
+    np.testing.assert_allclose(found.encode(SEEN["x"]), SEEN[f"{name}/features"], atol=0.1)
 
 
 @pytest.mark.parametrize("used", [True, False])
 @pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
 def test_scales_of_fine_tuning_are_folded(tmp_path, name, used):
     """features * scale, decoded: as sae_lens 3.23 does; ones were saved by versions before."""
-    from safetensors.numpy import load_file, save_file
-
     folder = shutil.copytree(GOLDENS / "saelens-flat-standard", tmp_path / "d")
     file = folder / "sae_weights.safetensors"
     scale = np.linspace(0.5, 2, 10).astype(np.float32)
@@ -256,8 +290,6 @@ def test_scales_of_fine_tuning_are_folded(tmp_path, name, used):
 
 
 def test_thresholds_that_let_negative_features_pass_are_refused(tmp_path):
-    from safetensors.numpy import load_file, save_file
-
     folder = shutil.copytree(GOLDENS / "circuit-tracer-jumprelu", tmp_path / "d")
     file = folder / "layer_2.safetensors"
     arrays = load_file(file)

@@ -1,7 +1,7 @@
 """circuit-tracer: layer_N.safetensors, a transcoder of one layer; a set has one for each layer.
 
 Facts: circuit-tracer 0.5.0 (transcoder/single_layer_transcoder.py). There is no config beside a
-file: its arrays tell what it is.
+file: its arrays tell what it is. A set's config.yaml, which names its places, is not read.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """SAELens: cfg.json and sae_weights.safetensors, of version 6 or the flat configs before.
 
-Facts: sae_lens 6.54 (saes/*.py, and loading/pretrained_sae_loaders.py for what is flat).
+Facts: sae_lens 6.54 (saes/*.py, and loading/pretrained_sae_loaders.py for what is flat). A
+sparsity.safetensors beside them, how often features were active in training, is not read.
 """
 
 from __future__ import annotations
