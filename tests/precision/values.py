@@ -156,13 +156,13 @@ _halved = jax.tree_util.Partial(lambda value, at: value / 2)
 # Generation ---------------------------------------------------------------------------------------
 
 
-@case("generate", "Generated.new", long=True)
+@case("generate", "Generated.new", "Generated.kept", long=True)
 def generated(given):
     model = given.model()
     greedy = ji.generate(model, PROMPTS, 3)
     key = jax.random.key(0)
     drawn = ji.generate(model, PROMPTS, 3, key=key, temperature=0.7, top_p=0.9)
-    return greedy.new, greedy.log_probs, drawn.new, drawn.log_probs, drawn.lengths
+    return greedy.new, greedy.kept(), greedy.log_probs, drawn.new, drawn.log_probs, drawn.lengths
 
 
 # Rewrites of the weights --------------------------------------------------------------------------

@@ -32,7 +32,7 @@ no_numbers(
     "it is text, or says what something is in words",
     "Card.architecture", "Card.attached", "Card.kept", "Card.markdown", "Claim.from_json",
     "Claim.html", "Claim.lacking", "Claim.of_role", "Claim.text", "Claim.to_json",
-    "claims.in_words", "results.claim",
+    "claims.in_words", "results.claim", "Generated.texts",
 )  # fmt: skip
 no_numbers("it is `Claim.run` once more", "Claim.rerun")
 no_numbers(
