@@ -69,6 +69,10 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     is damaged, contradicts itself, or is of a kind that is not read.
     """
     if (folder / POLICY).exists():
+        if not (folder / "tokenizer.json").exists():
+            raise LoadError(
+                f"{folder} has {POLICY} but lacks the tokenizer.json that belongs to it."
+            )
         return _tokenizer_json(folder / "tokenizer.json"), read_json_object(folder / POLICY)
     files = {name: _json(folder / f"{name}.json") for name in _FILES}
     options = files["tokenizer_config"]
@@ -131,7 +135,8 @@ def _backend(folder: Path, kind: str, options: dict[str, Any]) -> tokenizers.Tok
             f"{folder} describes a {kind} by {', '.join(path.name for path in there)}, which is "
             "not supported: expected tokenizer.json, or vocab.json and merges.txt of "
             f"{', '.join(_TWO_FILES)}, or vocab.txt of BertTokenizer. Load it once with "
-            "transformers and save it (save_pretrained), which writes tokenizer.json."
+            "transformers and save it (save_pretrained), which writes tokenizer.json, or move these "
+            "files away to load a model without its tokenizer."
         )
     raise FileNotFoundError(
         f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt."

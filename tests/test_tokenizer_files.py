@@ -94,6 +94,15 @@ def test_other_layouts_are_refused_by_name(files, config, message, tmp_path):
         Tokenizer.from_folder(tmp_path)
 
 
+def test_what_save_wrote_is_whole(tmp_path):
+    case = {"layout": "json", "post": "none", "files": {}}
+    tokenizer = Tokenizer.from_folder(tiny_folders.write(tmp_path / "a", case))
+    tokenizer.save(tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.json").unlink()
+    with pytest.raises(LoadError, match="lacks the tokenizer.json that belongs to it"):
+        Tokenizer.from_folder(tmp_path / "b")
+
+
 # The ends of texts
 
 

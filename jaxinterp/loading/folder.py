@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _NEEDED = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer.model", "spiece.model",
     *ADAPTERS,
 )  # fmt: skip
 

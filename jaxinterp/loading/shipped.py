@@ -245,8 +245,8 @@ def ship(
 
     Raises ``ValueError`` for a name that is taken or cannot be one, parameters that are not
     finite float32, kept models of another config or beyond ``steps``, metrics that are not
-    finite, and files of more than 10 MB; ``FileExistsError`` where the folder holds no model, or files
-    that its card does not list.
+    finite, and files of more than 10 MB; ``FileExistsError`` where the folder holds no model, or
+    files that its card does not list.
     """
     place = Path(folder).absolute()
     _check_name(place.name)

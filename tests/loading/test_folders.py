@@ -29,6 +29,7 @@ import tiny_settings  # noqa: E402
 GOLDENS = HERE / "goldens"
 FOLDERS = sorted(p.parent.name for p in GOLDENS.glob("*/golden.npz"))
 KEYS = json.loads((GOLDENS / "keys.json").read_text("utf-8"))
+PUBLISHED = json.loads((HERE / "published.json").read_text("utf-8"))
 REFERENCE = json.loads((GOLDENS / "folders.json").read_text("utf-8"))
 
 
@@ -147,6 +148,18 @@ def test_keys_without_effect(name):
     idle = {**IDLE, **family.keys.idle}.keys() - {"model_type", "architectures"}
     changed = {**config, **dict.fromkeys(idle, 12345)}
     assert family.config(changed) == family.config(config)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_models_have_no_unknown_keys(name):
+    """config.json of models as they are on the hub: each of its keys is on a list."""
+    json = PUBLISHED[name]
+    config = family_of(json["model_type"]).config(json)
+    text = json.get("text_config", json)
+    assert config.d_model == text.get("hidden_size", text.get("n_embd"))
+    assert config.n_layers == text.get("num_hidden_layers", text.get("n_layer"))
+    refused("unknown key 'quantization'", {**json, "quantization": {}},
+            call=family_of(json["model_type"]).config)  # fmt: skip
 
 
 def test_ignored_keys_at_the_door(tmp_path):
