@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp import results, sae
+from jaxinterp.cli.output import begin
 from jaxinterp.sae.spelling import PROMPT, fit_spelling
 
 SHOWN = 40  # absorbed words
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/absorption"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    begin(args.out, "absorption", vars(args))
     found = {str(path): sae.load(path) for path in args.dictionaries}
     places = {d.config.place for d in found.values()}
     if len(places) > 1:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp import circuits, report, results, stats
+from jaxinterp.cli.output import begin
 
 # (role, from position, to position, what else it must do). A head has a role where it attends there
 # by more than ATTENDS and its effect has the role's sign, beyond chance. Roles that are known from
@@ -54,8 +55,9 @@ class Study:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.out = args, args.out
-        self.out.mkdir(parents=True, exist_ok=True)
         self.model, self.tokenizer = ji.load(args.model)
+        given = {**vars(args), "weights": ji.results.weights_digest(self.model)}
+        begin(self.out, "circuit_study", given)  # steps are not run again: they must be these
         self.task = ji.tasks.make(args.task, self.tokenizer, n=args.n, seed=args.seed)
         self.few = self.task[: args.few]
         self.graph = circuits.Graph(self.model.config)

@@ -19,6 +19,7 @@ import numpy as np
 
 import jaxinterp as ji
 from jaxinterp import heads, report, results
+from jaxinterp.cli.output import begin
 
 
 def second_half(logits: jax.Array, following: jax.Array) -> jax.Array:
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/induction"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    begin(args.out, "induction_heads", vars(args))
     model, tokenizer = ji.load(args.model)
     # Heads are chosen on some sequences and tested on others.
     chosen_on, tested_on = (

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp import probes, results
+from jaxinterp.cli.output import begin
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--placebos", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/number"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    begin(args.out, "number_study", vars(args))
     model, tokenizer = ji.load(args.model)
     task = ji.tasks.subject_verb_agreement(tokenizer, n=args.n, seed=args.seed)
     ability = ji.tasks.check(model, task)

@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxinterp import sae
+from jaxinterp.cli.output import begin
 from jaxinterp.files import whole
 
 PENALTIES = np.geomspace(0.1, 20.0, 8)
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/sae-truth"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    begin(args.out, "sae_truth", vars(args))
     make = sae.synthetic(args.features, args.dimensions)
     x, true = jax.jit(lambda key: make(key, 20_000))(jax.random.key(10**6))
     x, true = np.asarray(x), np.asarray(true)

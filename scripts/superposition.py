@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxinterp import report, results, superposition
+from jaxinterp.cli.output import begin
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--out", type=Path, default=Path("runs/superposition"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    begin(args.out, "superposition", vars(args))
     began = time.perf_counter()
     found = superposition.phase_diagram(
         np.geomspace(0.01, 1, args.cells), np.geomspace(0.1, 10, args.cells),

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp import corpora, sae
+from jaxinterp.cli.output import begin
 
 LONGEST = 4.0  # times the median norm: few tokens lie above, and at a hundred times
 DENSITY = 0.003  # of the features that are described: neither rare nor dense
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/sae"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    begin(args.out, "train_sae", vars(args))
     model, tokenizer = ji.load(args.model)
     config = sae.DictionaryConfig(
         model.config.d_model, args.width, activation="batch_topk", model=model.name,

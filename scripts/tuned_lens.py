@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 import jaxinterp as ji
 from jaxinterp import corpora, lens, report, results
+from jaxinterp.cli.output import begin
+from jaxinterp.files import whole
 
 SAVE = 50  # steps
 
@@ -41,8 +43,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/tuned-lens"))
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = ji.load(args.model)
+    begin(args.out, "tuned_lens", {**vars(args), "weights": results.weights_digest(model)})
     began = time.perf_counter()
     tuned, losses = train(args, model, tokenizer)
     took = time.perf_counter() - began
@@ -112,7 +114,8 @@ def train(args: argparse.Namespace, model: ji.Model, tokenizer: ji.Tokenizer):
             losses.append(found)
             done += n
             lens.save(kept, tuned, overwrite=True)
-            state.write_text(json.dumps({"steps": done}))
+            with whole(state) as file:
+                file.write_text(json.dumps({"steps": done}))
     return tuned, np.concatenate(losses) if losses else np.zeros((0, model.config.n_layers))
 
 

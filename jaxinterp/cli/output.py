@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -167,3 +168,21 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     for key, each in value.items():
         found |= _flat(each, f"{name}.{key}" if name else key)
     return found
+
+
+def begin(folder: Path, script: str, given: Mapping[str, Any]) -> None:
+    """The folder of a script, which writes names of its own: made, and for one setting only.
+
+    Ends the program in a sentence where it holds what the script made with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tidy(folder)
+    run = json.loads(json.dumps({"command": script, **_plain(given)}, default=str))
+    before, now = _flat((marked(folder) or {}).get("run", {})), _flat(run)
+    differ = [key for key in now if before and before.get(key) != now[key]]
+    if differ:
+        raise SystemExit(
+            f"{folder} holds what was made with {differ[0]} {before.get(differ[0])!r}, here it is "
+            f"{now[differ[0]]!r}: give another --out, or move it away."
+        )
+    mark(folder, [], run=run)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxinterp.files import whole_folder
+from jaxinterp.files import checksums, whole_folder
 from jaxinterp.loading.reading import own_config, read_json, read_tokenizer
 from jaxinterp.loading.sharding import shardings
 from jaxinterp.model import Model, shapes
@@ -45,6 +45,7 @@ def save(
         "revision": model.revision,
         "config": model.config.to_dict(),
         "shapes": _shapes(model.params),
+        "sums": checksums(map(np.asarray, jax.tree.leaves(model.params))),
     }
     with whole_folder(path, overwrite=overwrite) as folder:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -90,9 +91,26 @@ def load_checkpoint(path: Path, dtype: Any, mesh: Any) -> tuple[Model, Tokenizer
         reason = str(error).split("\n")[0][:300]
         raise LoadError(f"The arrays in {path / 'params'} cannot be read: {reason}") from error
     if mesh is None:  # orbax binds arrays to a device; free ones follow others to theirs
-        params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)), params)
+        params = jax.tree.map(np.asarray, params)
+        _check_sums(path, description.get("sums"), jax.tree.leaves(params))
+        params = jax.tree.map(jax.device_put, params)
     model = Model(params, config, name=name, revision=revision)
     return model, read_tokenizer(path)
+
+
+def _check_sums(path: Path, kept: Any, leaves: list[np.ndarray]) -> None:
+    """Raise `LoadError` where arrays are others than those that were saved.
+
+    kept: their checksums; of arrays that are read in another dtype they say nothing.
+    """
+    found = checksums(leaves)
+    before = kept if isinstance(kept, list) and len(kept) == len(found) else found
+    for one, other in zip(map(str, before), found, strict=True):
+        if one.split()[0] == other.split()[0] and one != other:
+            raise LoadError(
+                f"The arrays in {path / 'params'} are not those that were saved: their checksums "
+                "differ. Save it again."
+            )
 
 
 def _shapes(tree: Any) -> dict[str, list[int]]:

@@ -93,6 +93,17 @@ def test_arrays_of_another_shape_are_refused(tmp_path):
         load(path)
 
 
+def test_arrays_that_are_not_those_that_were_saved_are_refused(tmp_path):
+    path = save(tmp_path / "c", load(GOLDENS / "llama")[0])
+    said = json.loads((path / "jaxinterp.json").read_text())
+    assert len(said["sums"]) > 5
+    said["sums"][2] = said["sums"][2][:-8] + "00000000"
+    (path / "jaxinterp.json").write_text(json.dumps(said))
+    with pytest.raises(LoadError, match="not those that were saved: their checksums differ"):
+        load(path)
+    load(path, dtype=jnp.bfloat16)  # of another dtype they say nothing
+
+
 def test_missing_arrays_are_an_error(tmp_path):
     path = save(tmp_path / "checkpoint", load(GOLDENS / "gpt2")[0])
     shutil.rmtree(path / "params")
