@@ -135,8 +135,8 @@ def _backend(folder: Path, kind: str, options: dict[str, Any]) -> tokenizers.Tok
             f"{folder} describes a {kind} by {', '.join(path.name for path in there)}, which is "
             "not supported: expected tokenizer.json, or vocab.json and merges.txt of "
             f"{', '.join(_TWO_FILES)}, or vocab.txt of BertTokenizer. Load it once with "
-            "transformers and save it (save_pretrained), which writes tokenizer.json, or move these "
-            "files away to load a model without its tokenizer."
+            "transformers and save it (save_pretrained), which writes tokenizer.json, or move "
+            "these files away to load a model without its tokenizer."
         )
     raise FileNotFoundError(
         f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt."

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from jaxinterp.loading import LoadError
+from jaxinterp.loading.gguf_tokenizer import tokenizer_of
 from jaxinterp.tokens import Tokenizer
 
 LOADING = Path(__file__).parent / "loading"
@@ -99,7 +100,7 @@ def test_what_save_wrote_is_whole(tmp_path):
     tokenizer = Tokenizer.from_folder(tiny_folders.write(tmp_path / "a", case))
     tokenizer.save(tmp_path / "b")
     (tmp_path / "b" / "tokenizer.json").unlink()
-    with pytest.raises(LoadError, match="lacks the tokenizer.json that belongs to it"):
+    with pytest.raises(LoadError, match=r"lacks the tokenizer\.json that belongs to it"):
         Tokenizer.from_folder(tmp_path / "b")
 
 
@@ -140,3 +141,13 @@ def test_ids_beyond_the_vocabulary_are_shown(tmp_path):
         tokenizer.decode([*ids, -1])
     with pytest.raises(ValueError, match="expected integer ids"):
         tokenizer.decode([0.5])
+
+
+def test_gguf_files_list_their_ends():
+    metadata = {
+        "model": "gpt2", "pre": "gpt-2", "tokens": list(tiny_folders.vocabulary()),
+        "merges": [" ".join(pair) for pair in tiny_folders.MERGES],
+        "bos_token_id": 0, "eos_token_id": 2, "eot_token_id": 4, "eom_token_id": 2,
+    }  # fmt: skip
+    tokenizer = tokenizer_of({f"tokenizer.ggml.{k}": v for k, v in metadata.items()}, "tiny")
+    assert (tokenizer.eos, tokenizer.ends) == (2, (2, 4))

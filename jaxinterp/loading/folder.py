@@ -30,7 +30,7 @@ _NEEDED = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
     "tokenizer.model", "spiece.model",
-    *ADAPTERS,
+    ADAPTERS[0],
 )  # fmt: skip
 
 

@@ -337,6 +337,7 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
         ("gemma3", {"rope_parameters": LINEAR}, "expected settings for each of the layer types"),
         ("gemma3", {"rope_theta": 5.0}, "rope_theta=1000.0 in one place and rope_theta=5.0"),
         ("gemma3", {"rope_scaling": {**LINEAR, "factor": 3.0}}, "factor=4.0 in one place"),
+        ("gemma3", {"partial_rotary_factor": 0.5}, r"partial_rotary_factor=0.5.*expected 1"),
         ("gptj", {"rotary_dim": 3}, "rotary_dim=3 .* no even number up to"),
         ("gptj", {"rotary_dim": None}, "says rotary_dim=None"),
         ("llama_yarn", {"original_max_position_embeddings": 99}, "=16 in one place and .*=99 in"),

@@ -183,7 +183,9 @@ def layer_kinds(
         at_global = layer_type == global_type
         p = _plain(new.get(layer_type), of)
         old = _plain(json.get("rope_scaling"), of) if at_global else {}
-        flat = {"rope_theta": json.get("rope_theta" if at_global else "rope_local_base_freq")}
+        base = "rope_theta" if at_global else "rope_local_base_freq"
+        flat = {key: json.get(key) for key in ("partial_rotary_factor", base)}
+        flat["rope_theta"] = flat.pop(base)
         if p and old:
             _agree({**_said(flat), **p}, {**_said(flat), **old}, of, both=True)
         _agree(p or old, flat, of)
