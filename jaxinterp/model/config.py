@@ -12,6 +12,7 @@ from jaxinterp.checks import LONG, MANY, one_of, real_number, whole_number
 Activation = Literal[
     "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "silu", "tanh", "identity"
 ]
+GAIN_HELD = ", gain held"  # after an activation's name: see `jaxinterp.model.parts.held_gain`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +157,9 @@ class Config:
         real_number("embed_scale", self.embed_scale)
         real_number("norm_eps", self.norm_eps, above=0)
         for name, choices in _choices().items():
-            one_of(name, getattr(self, name), choices)
+            value = getattr(self, name)
+            held = name == "act" and isinstance(value, str)
+            one_of(name, value.removesuffix(GAIN_HELD) if held else value, choices)
         kinds = max(len(self.rotary), 1)
         for name, most in (("windows", LONG), ("rotary_kind", kinds - 1)):
             given = tuple(whole_number(name, each, 0, most) for each in getattr(self, name))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp.model.config import Config, Rotary
+from jaxinterp.model.config import GAIN_HELD, Config, Rotary
 from jaxinterp.model.params import Norm
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -23,7 +23,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "identity": lambda x: x,
 }
-GAIN_HELD = ", gain held"
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
