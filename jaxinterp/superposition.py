@@ -54,7 +54,6 @@ class Toy(struct.PyTreeNode):
         return square / jnp.maximum(square + self.interference, 1e-9)
 
 
-@functools.partial(jax.jit, static_argnames=("n_hidden", "steps", "batch"))
 def train(
     key: jax.Array,
     density: jax.Array,
@@ -69,12 +68,25 @@ def train(
 
     Adam, its rate falling as a cosine to 0. The loss is over 16 fresh batches at the end, summed
     over features.
+
+    Raises ``ValueError`` for sizes below 1 and a learning rate that is not above 0.
     """
+    return _train(
+        key, density, importance, real_number("learning_rate", learning_rate, above=0),
+        n_hidden=whole_number("n_hidden", n_hidden, 1, MANY),
+        steps=whole_number("steps", steps, 1, LONG),
+        batch=whole_number("batch", batch, 1, MANY),
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames=("n_hidden", "steps", "batch"))
+def _train(
+    key: jax.Array, density: jax.Array, importance: jax.Array, learning_rate: jax.Array, *,
+    n_hidden: int, steps: int, batch: int,
+) -> tuple[Toy, jax.Array]:  # fmt: skip
     import optax
 
-    n, n_hidden = importance.shape[-1], whole_number("n_hidden", n_hidden, 1, MANY)
-    steps, batch = whole_number("steps", steps, 1, LONG), whole_number("batch", batch, 1, MANY)
-    learning_rate = real_number("learning_rate", learning_rate, above=0)
+    n = importance.shape[-1]
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
 
     def examples(key: jax.Array, density: jax.Array, size: int) -> jax.Array:

@@ -520,7 +520,6 @@ EXEMPT = {
     "algorithmic.boards.Game.white": _SPEC,
     "circuits.Graph": "the fields of a graph: tests/circuits/test_graph.py",
     "claims.Found": _RECORD,
-    "handbuilt.Known.draw": "a function",
     "interchange.InterchangeTask": _RECORD,
     "interchange.interchange_task.roles": "a function",
     "interchange.interchange_accuracy.head": "with sites of heads: tests/test_interchange.py",
@@ -540,5 +539,4 @@ EXEMPT = {
     "ship": "what a card records",
     "stats.paired_permutation.b": "a value of any shape that is compared with",
     "training.Trained": _RECORD,
-    "training.train.batch": "a function",
 }

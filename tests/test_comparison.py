@@ -110,8 +110,8 @@ def test_effects_that_do_not_vary_have_no_correlation():
         (result(EXACT), result(GUESS[:3]), {}, "grids differ"),
         (result(EXACT), result(GUESS).assign_coords(layer=[0, 1, 2, 3]), {}, "grids differ"),
         (result(EXACT, site="z"), result(GUESS, site="q"), {}, "site 'z', the approximate one 'q'"),
-        (result(EXACT), result(GUESS), {"k": (21,)}, r"k=\[21\] for 20 cells"),
-        (result(EXACT), result(GUESS), {"k": (0,)}, r"k=\[0\]"),
+        (result(EXACT), result(GUESS), {"k": (21,)}, "k=21, expected .* from 1 to 20"),
+        (result(EXACT), result(GUESS), {"k": (0,)}, "k=0, expected"),
         (result(EXACT), {}, {}, "empty mapping"),
         (result(EXACT).drop_vars("corrupted"), result(GUESS), {}, "no coordinate 'corrupted'"),
     ],
@@ -192,7 +192,7 @@ def test_verifying_everything_leaves_nothing_open():
 
 @pytest.mark.parametrize(
     "options",
-    [{"budget": 21}, {"budget": 5, "k": 6}, {"budget": 5, "top": 6}, {"budget": 5, "k": 0}],
+    [{"budget": 21}, {"budget": 5, "k": 6}, {"budget": 5, "top": 6}],
 )
 def test_budgets_out_of_range_are_an_error(options):
     with pytest.raises(ValueError, match="expected 1 <= k <= top <= budget"):

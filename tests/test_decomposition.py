@@ -105,7 +105,7 @@ def test_the_largest_components_come_first():
     [
         ("bert", {}, "transform"),
         ("encoder", {}, "no unembedding"),
-        ("llama", {"layer": 4}, r"0 \(the embedding\) to 3"),
+        ("llama", {"layer": 4}, "layer=4, expected .* from 0 to 3"),
         ("llama", {"position": 7}, "outside prompts"),
         ("llama", {"by": "sae"}, "'layer', 'head' or 'neuron'"),
         ("llama", {"wrong": [17, 2]}, "one token of 17"),

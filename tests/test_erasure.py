@@ -196,3 +196,23 @@ X4, Y4 = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, 1, 0, 1])
 def test_bad_input(run, message):
     with pytest.raises(ValueError, match=message):
         run()
+
+
+def test_any_shrinkage_erases_and_none_changes_least():
+    rng = np.random.default_rng(3)
+    labels = np.arange(40) % 2
+    X = rng.normal(size=(40, 12)) @ rng.normal(size=(12, 12))
+    X = X + np.outer(labels, rng.normal(size=12))
+    Z, moved = labels - labels.mean(), {}
+    for shrinkage in (0.0, 0.3, 1.0, "optimal"):
+        out = np.asarray(erasure.leace(X, labels, shrinkage=shrinkage)(X), np.float64)
+        assert np.abs(Z @ out).max() < 1e-4 * np.abs(Z @ X).max()
+        moved[shrinkage] = np.square(out - X).sum()
+    assert moved[0.0] < moved["optimal"] < moved[1.0]
+    # Bodnar et al.'s share, written out with matrices.
+    S = np.cov(X.T, bias=True)
+    target = np.eye(12) * np.trace(S) / 12
+    top = np.trace(S) ** 2 * np.square(target).sum() / 40
+    share = top / (np.square(S).sum() * np.square(target).sum() - np.trace(S @ target) ** 2)
+    given = erasure.leace(X, labels, shrinkage=share)
+    np.testing.assert_allclose(given.removed, erasure.leace(X, labels, shrinkage="optimal").removed)

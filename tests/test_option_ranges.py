@@ -4,11 +4,14 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from option_table import EXEMPT, TABLE, WITH
+from small_models import PROMPTS
 from test_public_api import reached
 
 from jaxinterp import checks
+from jaxinterp.model import Tokens
 
 CASES = [
     pytest.param(path, option, id=f"{path}-{option}")
@@ -66,3 +69,31 @@ def test_whole_numbers(bad):
     assert checks.whole_number("n", None, 1, optional=True) is None
     with pytest.raises(ValueError, match=r"n=.*, expected a whole number from 1 to 7"):
         checks.whole_number("n", bad, 1, 7)
+
+
+MASKED = Tokens(PROMPTS, np.ones_like(PROMPTS))  # an attention mask where positions belong
+SHIFTED = Tokens(PROMPTS, np.broadcast_to(np.arange(7) + 1, PROMPTS.shape))
+WRAPPED = PROMPTS + 2**32
+GIVEN = ("tokens", "clean", "corrupted", "base", "source", "target", "batches")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(MASKED, r"Tokens\.of\(ids, mask\)"), (SHIFTED, "expected 0, 1, 2"), (WRAPPED, "Token id")],
+    ids=["mask", "shifted", "wrapped"],
+)
+def test_tokens_of_the_wrong_form_are_refused_everywhere(bad, message):
+    tried = 0
+    for path, (call, _) in TABLE.items():
+        for name in GIVEN:
+            if name not in parameters(path) or path in ("sae.train", "patch_stream", "init"):
+                continue
+            try:
+                with pytest.raises(ValueError, match=message):
+                    call(**{name: [bad] if name == "batches" else bad})
+            except TypeError as error:  # the table gives it by position
+                if "multiple values" not in str(error):
+                    raise
+            else:
+                tried += 1
+    assert tried > 30

@@ -276,6 +276,12 @@ def test_absolute_positions_need_equal_lengths():
         run(clean=clean, corrupted=corrupted)
 
 
+def test_absolute_positions_need_prompts_without_padding():
+    clean, corrupted = (ragged([[3, a, 4, 1], [6, 5, 2, 1]], "left", 5) for a in (1, 7))
+    with pytest.raises(ValueError, match="All prompts have 4 tokens, and 5 columns with padding"):
+        run(clean=clean, corrupted=corrupted)
+
+
 def test_twins_of_unequal_length_are_an_error():
     clean = ragged([[3, 1, 4, 1], [6, 5]], "right", 4)
     corrupted = ragged([[3, 1, 4, 1], [6, 5, 2]], "right", 4)

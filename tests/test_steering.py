@@ -108,8 +108,8 @@ def test_continuations_end_with_their_text():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"directions": {}}, "at least one direction"),
-        ({"coefficients": ()}, "one coefficient"),
+        ({"directions": {}}, "no direction: give one"),
+        ({"coefficients": ()}, r"coefficients=\(\), expected at least one"),
         ({"directions": {"a": Direction(np.ones(7))}}, r"expected \[8\] or \[3, 8\]"),
         (
             {"directions": {"a": ONE, "b": Direction(np.ones(8), "mlp_out")}},

@@ -60,8 +60,9 @@ def patch_edges(
 
     direction: "noise" puts the corrupted run's values into the clean run, "denoise" the clean
     ones into the corrupted run. alternative: "run" (the other run), "zero", or an array
-    [S B P D] (or broadcastable) of what senders write instead, such as means. parts, ledger,
-    on_done and the rest: as in `patch`.
+    [S B P D] (or broadcastable) of what senders write instead, such as means. With "zero" what
+    ``input`` writes is zero too, its learned positions included (other code keeps those). parts,
+    ledger, on_done and the rest: as in `patch`.
 
     Returns dims ("edge", "prompt"); coordinates ``sender``, ``receiver``, and the baselines
     ``clean`` and ``corrupted`` as in `patch`.

@@ -43,12 +43,18 @@ def test_integrated_edges_add_up_to_the_whole_effect(name, direction):
     assert np.abs(got[end] - got[base]).min() > 0.1
 
 
-def test_ig_inputs_averages_slopes_along_the_embeddings():
+# Where the line from clean to corrupted is read in three steps. The authors' code takes embeddings
+# corrupted + k / 3 (clean - corrupted), k = 0, 1, 2.
+SHARES = {"midpoint": [1 / 6, 3 / 6, 5 / 6], "left": [1, 2 / 3, 1 / 3]}
+
+
+@pytest.mark.parametrize("rule", SHARES)
+def test_ig_inputs_averages_slopes_along_the_embeddings(rule):
     """By hand: the gradient at each interpolated embedding, from finite differences."""
     name, steps = "llama", 3
     with jax.enable_x64(True):
         model, graph = wide(name), Graph(CONFIGS[name])
-        got = attribute_edges(model, method="eap-ig-inputs", steps=steps, **RUNS)
+        got = attribute_edges(model, method="eap-ig-inputs", steps=steps, rule=rule, **RUNS)
         clean, other = (written_by(model, as_tokens(t)) for t in (PROMPTS, OTHER))
 
         from jaxinterp.circuits.masked import Held, measure, walk
@@ -69,7 +75,7 @@ def test_ig_inputs_averages_slopes_along_the_embeddings():
             for k in range(steps):
                 shift = np.zeros((graph.n_receivers, *clean.shape[1:]))
                 shift[r] = 1e-5 * (other - clean)[s]
-                share = (k + 0.5) / steps
+                share = SHARES[rule][k]
                 total = (
                     total
                     + (value(model, tokens, shift, share) - value(model, tokens, -shift, share))
@@ -100,6 +106,25 @@ def test_eap_is_exact_where_the_model_is_linear():
     for method in ("eap", "eap-ig-inputs", "eap-ig-activations"):
         got = attribute_edges(model, edges=into, method=method, **RUNS)
         np.testing.assert_allclose(got, exact, atol=1e-4)
+
+
+def test_rules_count_from_the_corrupted_run_and_agree_in_the_end():
+    model = small_model("llama")
+    options = {"method": "eap-ig-inputs", "rule": "left", **RUNS}
+    noise = attribute_edges(model, steps=4, **options)
+    turned = attribute_edges(model, steps=4, direction="denoise", **options)
+    # With one step the left end is the corrupted run: plain EAP there.
+    one = attribute_edges(model, steps=1, direction="denoise", **options)
+    eap = attribute_edges(model, direction="denoise", **RUNS)
+    np.testing.assert_allclose(one, eap, atol=1e-5)
+    np.testing.assert_allclose(noise - noise.clean, turned.corrupted - turned, atol=1e-4)
+    assert noise.attrs["rule"] == "left"
+    many = [
+        attribute_edges(model, steps=60, **{**options, "rule": r}) for r in ("left", "midpoint")
+    ]
+    few = [attribute_edges(model, steps=2, **{**options, "rule": r}) for r in ("left", "midpoint")]
+    gaps = [float(abs(a - b).max()) for a, b in (many, few)]
+    assert gaps[0] < 0.1 * gaps[1]
 
 
 def test_importance_is_what_is_lost_or_gained():
