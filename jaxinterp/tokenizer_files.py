@@ -18,6 +18,7 @@ from jaxinterp.reading import JSON_BYTES, LoadError, read_json_object, regular_f
 Template = tuple[tuple[int, ...], tuple[int, ...]]
 Files = dict[str, dict[str, Any]]  # the JSON files beside a vocabulary, {} where there is none
 
+LARGEST = 10_000_000  # id of a token
 POLICY = "jaxinterp_tokenizer.json"  # beside tokenizer.json: what `Tokenizer.save` adds
 
 QWEN2_SPLIT = (
@@ -73,7 +74,9 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
             raise LoadError(
                 f"{folder} has {POLICY} but lacks the tokenizer.json that belongs to it."
             )
-        return _tokenizer_json(folder / "tokenizer.json"), read_json_object(folder / POLICY)
+        own = _tokenizer_json(folder / "tokenizer.json")
+        _check_ids(own, folder)
+        return own, read_json_object(folder / POLICY)
     files = {name: _json(folder / f"{name}.json") for name in _FILES}
     options = files["tokenizer_config"]
     for key, value in _FIXED.items():
@@ -84,6 +87,7 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
             )
     kind = _class(files)
     backend = _backend(folder, kind, options)
+    _check_ids(backend, folder)
     named = _special(files, kind, backend)
     _add(backend, [*_declared(files, named), *_extra(named)], folder)
     ids = {key: backend.token_to_id(_content(token)) for key, token in named.items()
@@ -95,6 +99,13 @@ def read_folder(folder: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
     policy["template"] = _template(backend, kind, options, ids, from_backend=rules)
     policy["ends"] = _ends(files, policy["eos"], backend)
     return backend, policy
+
+
+def _check_ids(backend: tokenizers.Tokenizer, folder: Path) -> None:
+    """Raises `LoadError` for an id beyond all vocabularies: the backend makes lists as long."""
+    largest = max(backend.get_vocab().values(), default=0)
+    if largest > LARGEST:
+        raise LoadError(f"{folder} has a token with the id {largest}, expected at most {LARGEST}.")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -28,7 +28,6 @@ from jaxinterp.tokenizer_files import POLICY, Template, read_folder
 __all__ = ["Tokenizer", "Tokens", "as_tokens"]
 
 Padding = Literal["right", "left", "none"]
-LARGEST = 2**31 - 1  # id of a token: ids are int32
 
 
 class Tokenizer:
@@ -346,8 +345,6 @@ class Tokenizer:
         folder = Path(path)
         with damage_refused(path, "a folder with a tokenizer's files", "Download them again."):
             backend, policy = read_folder(folder)
-            if (largest := max(backend.get_vocab().values(), default=0)) > LARGEST:
-                raise ValueError(f"a token has the id {largest}, expected at most {LARGEST}")
             policy["name"] = name or policy.get("name", folder.resolve().name)
             return cls(backend, **policy)
 

@@ -111,9 +111,11 @@ def _write_common(folder: Path, lens: TunedLens, model_name: str) -> None:
 def _load_common(path: Path) -> TunedLens:
     config, tensors = read_json(path / "config.json"), read_torch(path / "params.pt")
     kind, n_layers = config.get("lens_type"), config.get("num_hidden_layers")
-    if kind not in ("linear_tuned_lens", None) or not isinstance(n_layers, int):
+    width = config.get("d_model")
+    if kind not in ("linear_tuned_lens", None) or not type(n_layers) is type(width) is int:
         raise LoadError(
-            f"{path} is a {kind!r:.80} of {n_layers!r:.80} layers, expected a 'linear_tuned_lens'."
+            f"{path} is a {kind!r:.80} of {n_layers!r:.80} layers and width {width!r:.80}, "
+            "expected a 'linear_tuned_lens'."
         )
     if not 2 * n_layers == len(tensors) > 0:
         raise LoadError(
@@ -125,7 +127,6 @@ def _load_common(path: Path) -> TunedLens:
     if missing:
         raise LoadError(f"{path / 'params.pt'} lacks {missing[0]} (and {len(missing) - 1} more).")
     shapes = {tensors[name].shape for name in names[::2]}, {tensors[n].shape for n in names[1::2]}
-    width = config.get("d_model")
     if shapes != ({(width, width)}, {(width,)}):
         raise LoadError(f"{path / 'params.pt'} has tensors of {shapes}, expected d_model={width}.")
     W = np.stack([tensors[name].T for name in names[::2]]).astype(np.float32)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,7 +23,14 @@ from jaxinterp.checks import one_of, random_seed, real_number, whole_number
 from jaxinterp.files import append, checksums, content, locked, mark, room, tidy, whole
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
-from jaxinterp.reading import LoadError, parse_json, read_json_object
+from jaxinterp.reading import (
+    UNPACKED,
+    UNPACKED_LEAST,
+    LoadError,
+    parse_json,
+    read_json_object,
+    regular_file,
+)
 from jaxinterp.results import fingerprint, weights_digest
 from jaxinterp.sae.dictionary import DictionaryConfig
 from jaxinterp.sae.harvest import values_at
@@ -67,7 +75,7 @@ class Store:
         part = slice(number * self.rows, (number + 1) * self.rows)
         names = ARRAYS if self.paired else ARRAYS[:1]
         try:
-            found = tuple(np.asarray(_array(self.path, name)[part]) for name in names)
+            found = tuple(self._read(name, number, part) for name in names)
             wrong = (
                 "" if checksums(found) == self.lines[number]["sums"] else "its checksum is another"
             )
@@ -77,6 +85,16 @@ class Store:
             raise LoadError(_damaged(self.path, number, wrong))
         wide = tuple(values.astype(np.float32) for values in found)
         return wide if self.paired else wide[0]
+
+    def _read(self, name: str, number: int, part: slice) -> np.ndarray:
+        """One chunk of an array; what it claims to hold is compared with its files before."""
+        files = [*(self.path / name / "c" / str(number)).rglob("*"), self.path / name / "zarr.json"]
+        there = sum(regular_file(file).stat().st_size for file in files if not file.is_dir())
+        array = _array(self.path, name)
+        claimed = math.prod(array.chunks) * array.dtype.itemsize
+        if array.chunks[0] != self.rows or claimed > max(UNPACKED * there, UNPACKED_LEAST):
+            raise ValueError(f"it claims {claimed} bytes, its files have {there}")
+        return np.asarray(array[part])
 
     def norm_limit(self, times: float) -> np.ndarray:
         """So many times the median norm of what is read, in the first chunk: [] or [L]."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
+import time
+import tracemalloc
 from pathlib import Path
 
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from safetensors.numpy import load_file, save_file
 
 from jaxinterp.loading import LoadError, load
@@ -265,3 +269,139 @@ def test_gguf_of_a_future_version(gguf):
 def test_gguf_with_a_missing_tensor(gguf):
     edit(gguf, b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight")
     fails(gguf, "lacks the tensor 'blk.1.ffn_up.weight'")
+
+
+# Hostile files
+
+
+def rewritten(folder, change):
+    """The safetensors file with another header, and the same data behind it."""
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    coded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(coded)) + coded + data[8 + length :])
+
+
+def overlapping(header):
+    header["extra"] = {**header[NAME], "shape": list(header[NAME]["shape"])}
+
+
+def negative(header):
+    at = header[NAME]["data_offsets"]
+    header[NAME]["data_offsets"] = [at[0] - 2**40, at[1] - 2**40]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        overlapping,
+        negative,
+        lambda h: h[NAME].update(shape=[-n for n in h[NAME]["shape"]]),
+        lambda h: h[NAME].update(shape=[float(n) for n in h[NAME]["shape"]]),
+        lambda h: h[NAME].update(shape=[2**62, 2**62, 0]),
+        lambda h: h[NAME].update(data_offsets=[0]),
+        lambda h: h.update(extra=3),
+        lambda h: h.update(extra=None),
+    ],
+)
+def test_headers_that_the_safetensors_library_refuses(folder, change):
+    from safetensors import SafetensorError, safe_open
+
+    rewritten(folder, change)
+    with pytest.raises(SafetensorError), safe_open(folder / "model.safetensors", "numpy"):
+        pass
+    fails(folder, "header of .* is corrupted|has .* bytes where its header says")
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file(folder, file, kind):
+    path = folder / file
+    path.unlink(missing_ok=True)
+    make = {"pipe": os.mkfifo, "folder": Path.mkdir, "device": lambda p: p.symlink_to("/dev/zero")}
+    make[kind](path)
+    fails(folder, f"{file} is no regular file")
+    if file == "config.json":
+        return
+    for suffix in (".gguf", ".bin"):
+        fails(Path(shutil.move(path, path.with_suffix(suffix))), "no regular file|neither")
+        shutil.move(path.with_suffix(suffix), path)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "tokenizer_config.json", "model.safetensors.index.json"]
+)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a":' * 100_000 + "1" + "}" * 100_000, "100 levels"),
+        ('{"a":' * 200 + "1" + "}" * 200, "100 levels"),
+        ('{"a": 1, "a": 2}', "gives 'a' twice"),
+        ("[1]", "holds list, expected a JSON object"),
+        ('"\\ud800', "not valid JSON"),
+        ("\xff", "not valid JSON"),
+        ("9" * 10_000, "not valid JSON"),
+    ],
+)
+def test_json_that_no_folder_has(folder, file, text, message):
+    write_tokenizer(folder)
+    (folder / file).write_bytes(text.encode("latin1"))
+    fails(folder, message)
+
+
+def write_tokenizer(folder):
+    ids = {"[UNK]": 0, "a": 1}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="[UNK]")).save(
+        str(folder / "tokenizer.json")
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["../llama/model.safetensors", "/etc/passwd", "a\0b", "", 3, "x" * 300]
+)
+def test_an_index_names_files_of_its_folder(tmp_path, name):
+    folder = Path(shutil.copytree(GOLDENS / "llama_llama3_sharded", tmp_path / "sharded"))
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["lm_head.weight"] = name
+    path.write_text(json.dumps(index))
+    fails(folder, "which is not inside it|has no weight_map of files")
+
+
+def test_links_into_a_cache_are_followed(tmp_path):
+    """The hub's cache is a folder of links to ../../blobs."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "c0ffee"
+    shutil.copytree(GOLDENS / "llama", blobs)
+    snapshot.mkdir(parents=True)
+    for file in ("config.json", "model.safetensors"):
+        (snapshot / file).symlink_to(Path("../../blobs") / file)
+    assert load(snapshot)[0].config.n_layers == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_attention_heads": 0}, {"num_hidden_layers": 10**9}, {"num_hidden_layers": -1},
+        {"hidden_size": 0}, {"head_dim": -6}, {"vocab_size": 10**12}, {"vocab_size": -64},
+        {"intermediate_size": 10**12}, {"num_key_value_heads": 3}, {"num_key_value_heads": -2},
+        {"rms_norm_eps": -1.0}, {"rms_norm_eps": "x"}, {"max_position_embeddings": 0},
+        {"rope_parameters": {"rope_theta": -1.0, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": -0.5}},
+        {"rope_parameters": {"rope_type": "linear", "factor": 0}},
+        {"rope_parameters": [1]}, {"hidden_size": [16]}, {"num_attention_heads": "4"},
+        {"num_hidden_layers": 2.5}, {"num_attention_heads": True}, {"hidden_act": 3},
+        {"hidden_act": ["silu"]}, {"model_type": ["llama"]}, {"model_type": None},
+    ],
+)  # fmt: skip
+def test_numbers_that_no_model_has(folder, change):
+    change_config(folder, **change)
+    tracemalloc.start()
+    began = time.process_time()
+    with pytest.raises(LoadError):
+        load(folder)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+    assert time.process_time() - began < 2

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file
 
 from jaxinterp.loading import LoadError, load
 from jaxinterp.loading.gguf_file import GgufFile
+from jaxinterp.loading.gguf_tokenizer import tokenizer_of
 from jaxinterp.model.parts import inverse_frequencies
 
 sys.path.append(str(Path(__file__).parent))
@@ -126,3 +129,93 @@ def test_metadata_of_every_kind(tmp_path):
         "bool": True,
         "string": "ж" * 100,
     }
+
+
+# Hostile files: each of these hung or took all memory.
+
+
+def written(path, **changes):
+    """A file of some metadata alone; what its tokenizer takes is what counts here."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in changes.items():
+        name = f"tokenizer.ggml.{key}"
+        (writer.add_array if isinstance(value, list) else writer.add_string)(name, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return GgufFile(path).metadata
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (["a" * n for n in range(1, 3000)], "too long to be made from others"),
+        (["a" * n for n in range(1, 800)], "merges have more than"),
+        (["a" * 1_000_000], "too long"),
+        (["a", 3], "no list of str"),
+        ([f"{i:03d}" * 33_000 for i in range(180)], "letters"),
+    ],
+)
+def test_tokens_that_no_tokenizer_has(tmp_path, tokens, message):
+    given = {"model": "llama", "tokens": tokens, "scores": [float(i) for i in range(len(tokens))]}
+    if all(isinstance(token, str) for token in tokens):
+        metadata = written(tmp_path / "m.gguf", **given)
+    else:
+        metadata = {f"tokenizer.ggml.{key}": value for key, value in given.items()}
+    began = time.process_time()
+    with pytest.raises(LoadError, match=message):
+        tokenizer_of(metadata, "m")
+    assert time.process_time() - began < 5
+
+
+def test_more_layers_than_tensors(tmp_path):
+    data = as_gguf("llama", tmp_path / "m.gguf").read_bytes()
+    name = b"llama.block_count" + struct.pack("<I", 4)
+    assert data.count(name + struct.pack("<I", 3)) == 1
+    for layers, message in ((5000, "5000 layers, but"), (10**6, r"=1000000, expected .* 1 to ")):
+        changed = data.replace(name + struct.pack("<I", 3), name + struct.pack("<I", layers))
+        (tmp_path / "m.gguf").write_bytes(changed)
+        with pytest.raises(LoadError, match=message):
+            load(tmp_path / "m.gguf")
+
+
+GGUF_1 = b"GGUF" + struct.pack("<I", 3)
+KEY = struct.pack("<Q", 1) + b"a"
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (struct.pack("<QQ", 1 << 60, 0), "within its header"),
+        (struct.pack("<QQ", 0, 1 << 60), "within its header"),
+        (struct.pack("<QQ", 0, 1) + struct.pack("<Q", 1 << 62), "within its header"),
+        (struct.pack("<QQ", 0, 1) + KEY + struct.pack("<IIQ", 9, 4, 1 << 61), "within its header"),
+        (struct.pack("<QQ", 0, 1) + KEY + struct.pack("<IIQ", 9, 8, 1 << 50), "within its header"),
+        (
+            struct.pack("<QQ", 0, 1) + KEY + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9,
+            "nested",
+        ),
+        (struct.pack("<QQ", 0, 1) + KEY + struct.pack("<I", 77) + bytes(9), "unknown kind 77"),
+        (struct.pack("<QQ", 0, 2) + (KEY + struct.pack("<IB", 0, 1)) * 2, "'a' twice"),
+        (struct.pack("<QQ", 1, 0) + KEY + struct.pack("<I", 99) + bytes(99), "99 axes"),
+        (struct.pack("<QQ", 1, 0) + KEY + struct.pack("<IQIQ", 1, 0, 0, 0), r"shape \[0\]"),
+        (struct.pack("<QQ", 1, 0) + KEY + struct.pack("<IQIQ", 1, 1 << 40, 0, 0), "header says"),
+    ],
+)
+def test_numbers_that_no_header_has(tmp_path, header, message):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(GGUF_1 + header + bytes(64))
+    with pytest.raises(LoadError, match=message):
+        GgufFile(path)
+
+
+def test_tensors_in_one_place(tmp_path):
+    one = struct.pack("<IQIQ", 1, 8, 0, 0)
+    header = GGUF_1 + struct.pack("<QQ", 2, 0) + KEY + one + struct.pack("<Q", 1) + b"b" + one
+    path = tmp_path / "m.gguf"
+    path.write_bytes(header + bytes(96))
+    with pytest.raises(LoadError, match="'a' and 'b' overlap"):
+        GgufFile(path)

@@ -1,7 +1,9 @@
 """PyTorch's tensor files: what ``torch.save`` wrote, and what we write."""
 
 import base64
+import io
 import pickle
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -87,3 +89,156 @@ def test_bad_files(tmp_path):
     pickled = pickled[: at + 3] + (7).to_bytes(8, "little") + pickled[at + 11 :]
     with pytest.raises(LoadError, match="beyond its storage"):
         read_torch(archive(path, pickled, [bytes(24)]))
+
+
+# Hostile files: each of these read beyond its buffer, changed the process, or took all memory.
+
+
+def number(value):
+    coded = value.to_bytes(16, "little", signed=True)
+    return b"\x8a" + bytes([len(coded)]) + coded
+
+
+def described(shape, strides, offset=0, size=6, kind=b"FloatStorage"):
+    """The pickle of {"x": a tensor} that claims these sizes."""
+    storage = b"(X\x07\0\0\0storagectorch\n" + kind + b"\nX\x01\0\0\0" + b"0X\x03\0\0\0cpu"
+    sizes = [b"(" + b"".join(map(number, given)) + b"t" for given in (shape, strides)]
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + number(size) + b"tQ"
+    tensor += number(offset) + b"".join(sizes) + b"\x89ccollections\nOrderedDict\n)RtR"
+    return b"\x80\x02}X\x01\0\0\0x" + tensor + b"s."
+
+
+def read(folder, pickled, data=bytes(24)):
+    return read_torch(archive(folder / "t.pt", pickled, [data]))
+
+
+def test_the_pickles_of_these_tests_are_right(tmp_path):
+    values = np.arange(6, dtype=np.float32)
+    found = read(tmp_path, described((2, 2), (2, 1), 1), values.tobytes())["x"]
+    np.testing.assert_array_equal(found, [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("claims", "message"),
+    [
+        (((2, 2), (-4000, 4001)), "where a size is expected"),
+        (((4, 2), (-1, 3), 3), "where a size is expected"),
+        (((2,), (1,), -1), "where a size is expected"),
+        (((-1, -6), (1, 1)), "where a size is expected"),
+        (((7,), (1,)), "beyond its storage of 6"),
+        (((2, 3), (3, 2)), "beyond its storage of 6"),
+        (((6,), (1,), 1), "beyond its storage of 6"),
+        (((1 << 40,), (0,)), "repeats the 6 values"),
+        (((1 << 20, 1 << 20), (0, 0)), "repeats the 6 values"),
+        (((0, 1 << 61), (1, 1)), "repeats the 6 values"),
+        (((2, 3), (3,)), "2 sizes and 1 strides"),
+        (((1,) * 40, (1,) * 40), "40 sizes"),
+        (((6,), (1,), 0, 7), "6 values, expected 7"),
+        (((3,), (1,), 0, 3, b"ComplexDoubleStorage"), "ComplexDoubleStorage"),
+    ],
+)
+def test_tensors_stay_within_their_storage(tmp_path, claims, message):
+    tracemalloc.start()
+    with pytest.raises(LoadError, match=message):
+        read(tmp_path, described(*claims))
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()
+
+
+def test_a_tensor_is_no_storage(tmp_path):
+    # A tensor of shape (9, 0) in a storage's place once gave 16 kB of the heap.
+    inner = described((9, 0), (1, 1))[9:-2]
+    sizes = b"K\0(" + number(9) + number(9) + b"t(" + number(1) + number(0) + b"t\x89)"
+    program = b"\x80\x02}X\x01\0\0\0xctorch._utils\n_rebuild_tensor_v2\n(" + inner + sizes + b"tRs."
+    with pytest.raises(LoadError, match=r"calls .*_v2.* with what describes no tensor"):
+        read(tmp_path, program)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"torch\nBFloat16Storage", b"collections\nOrderedDict", b"torch._utils\n_rebuild_parameter"],
+)
+def test_no_file_changes_the_process(tmp_path, name):
+    good = write_torch(tmp_path / "good.pt", {"x": np.ones(3, ml_dtypes.bfloat16)})
+    state = b"}X\x04\0\0\0nameX\x01\0\0\0xs"
+    for given in (state, b"N" + state + b"\x86"):  # attributes, or slots
+        program = b"c" + name + b"\n" + given + b"b."
+        with pytest.raises(LoadError, match="as if it were a dict"):
+            read(tmp_path, b"\x80\x02" + program)
+    np.testing.assert_array_equal(read_torch(good)["x"], np.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"\x80\x02cos\nsystem\n(X\x02\0\0\0lstR.", "os.system"),
+        (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "os.system"),
+        (b"\x80\x02(X\x02\0\0\0lsios\nsystem\n.", "INST"),
+        (b"\x80\x02\x82\x01.", "EXT1"),
+        (b"\x80\x02Pstorage\n.", "PERSID"),
+        (b"\x80\x02}q\0X\x01\0\0\0ah\0s.", "levels of names"),  # it holds itself
+        (b"\x80\x02" + b"}" * 3, "does not end|exhausted"),
+        (b"\x80\x02tR.", "damaged"),
+        (b"\x80\x02h\x07.", "damaged"),
+        (b"\x80\x02}" + b"0}" * 1_100_000 + b".", "more than 2000000 steps|POP"),
+        (b"\x80\x02" + b"}" * (9 << 20) + b".", "8388608"),
+    ],
+)
+def test_steps_that_no_file_of_tensors_has(tmp_path, program, message):
+    with pytest.raises(LoadError, match=message):
+        read(tmp_path, program)
+
+
+def test_values_that_hold_each_other_many_times(tmp_path):
+    # Each dict holds the one before twice: 2^60 ways to the innermost.
+    program = b"\x80\x02}q\0"
+    for i in range(1, 60):
+        before = b"h" + bytes([i - 1])
+        program += b"}q" + bytes([i]) + b"(X\x01\0\0\0a" + before + b"X\x01\0\0\0b" + before + b"u"
+    with pytest.raises(LoadError, match="levels of names"):
+        read(tmp_path, program + b".")
+
+
+def test_archives_that_swell(tmp_path):
+    path = tmp_path / "t.pt"
+    pickled, zeros = described((1 << 24,), (1,), size=1 << 24), bytes(4 << 24)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        out.writestr("t/data.pkl", pickled)
+        out.writestr("t/data/0", zeros)
+    assert path.stat().st_size < 1e5
+    with pytest.raises(LoadError, match="unpacks to more than"):
+        read_torch(path)
+    with zipfile.ZipFile(path, "w") as out:
+        out.writestr("t/data.pkl", pickled)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            out.writestr("t/data.pkl", pickled)
+    with pytest.raises(LoadError, match="two of its parts have one name"):
+        read_torch(path)
+
+
+def test_the_form_before_version_1_6(tmp_path):
+    old = io.BytesIO()
+    pickle.dump(0x1950A86A20F9469CFC6C, old, protocol=2)
+    (tmp_path / "t.pt").write_bytes(old.getvalue() + b"more")
+    with pytest.raises(LoadError, match=r"before version 1\.6, .*save it again"):
+        read_torch(tmp_path / "t.pt")
+
+
+STATE_DICT = (
+    "gAJjY29sbGVjdGlvbnMKT3JkZXJlZERpY3QKcQApUnEBKFgGAAAAd2VpZ2h0cQJjdG9yY2guX3V0aWxzCl9yZWJ1aW"
+    "xkX3RlbnNvcl92MgpxAygoWAcAAABzdG9yYWdlcQRjdG9yY2gKRmxvYXRTdG9yYWdlCnEFWAEAAAAwcQZYAwAAAGNw"
+    "dXEHSwJ0cQhRSwBLAoVxCUsBhXEKiWgAKVJxC3RxDFJxDVgEAAAAYmlhc3EOaAMoKGgEaAVYAQAAADFxD2gHSwJ0cR"
+    "BRSwBLAoVxEUsBhXESiWgAKVJxE3RxFFJxFXV9cRZYCQAAAF9tZXRhZGF0YXEXaAApUnEYWAAAAABxGX1xGlgHAAAA"
+    "dmVyc2lvbnEbSwFzc3NiLg=="
+)
+
+
+def test_a_state_dict_that_carries_its_versions(tmp_path):
+    # torch.save(torch.nn.LayerNorm(2).state_dict(), path): an OrderedDict with BUILD
+    pickled = base64.b64decode(STATE_DICT)
+    parts = [np.ones(2, np.float32).tobytes(), np.zeros(2, np.float32).tobytes()]
+    found = read_torch(archive(tmp_path / "t.pt", pickled, parts))
+    assert b"_metadata" in pickled
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "weight": [1, 1], "bias": [0, 0],
+    }  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxinterp.reading import LoadError, damage_refused, regular_file
+from jaxinterp.reading import LoadError, read_npz
 from jaxinterp.sae.arrays import (
     as_jump,
     build,
@@ -50,13 +50,7 @@ KEYS = Keys(
 def read_gemma_scope(folder: Path) -> Dictionary:
     """params.npz: a JumpReLU that does not subtract b_dec."""
     path = folder / "params.npz"
-    with (
-        damage_refused(path, "a file of arrays"),
-        open(regular_file(path), "rb") as raw,
-        np.load(raw) as file,
-    ):
-        arrays = {name: file[name] for name in file.files}
-    return build(taken(numbers(arrays, path), FIRST, path), path, activation="jumprelu")
+    return build(taken(numbers(read_npz(path), path), FIRST, path), path, activation="jumprelu")
 
 
 def write_gemma_scope(folder: Path, d: Dictionary) -> None:
