@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import math
@@ -109,8 +110,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs. Raises ``ValueError`` where a name comes twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
+        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"it gives {twice[:80]!r} twice")
     return found
 

@@ -7,6 +7,7 @@ A claim is a value. It cannot be stated without an effect that was measured, som
 from jaxinterp.claims.claim import Claim
 from jaxinterp.claims.controls import random_components
 from jaxinterp.claims.experiment import Experiment, Found
+from jaxinterp.claims.needs import Needs
 from jaxinterp.claims.words import in_words
 
-__all__ = ["Claim", "Experiment", "Found", "in_words", "random_components"]
+__all__ = ["Claim", "Experiment", "Found", "Needs", "in_words", "random_components"]

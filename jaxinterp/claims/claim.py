@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,16 +13,20 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp.checks import MANY, random_seed, real_number, whole_number
 from jaxinterp.claims.experiment import Experiment, Found, measure
+from jaxinterp.claims.needs import Needs, check_record, config_of, needs_of
 from jaxinterp.claims.plain import from_plain, read_arrays, to_plain
 from jaxinterp.files import whole
 from jaxinterp.loading import load
-from jaxinterp.model import Config, Model
+from jaxinterp.model import Model
+from jaxinterp.reading import JSON_BYTES, LoadError, damage_refused, parse_json, regular_file
 from jaxinterp.results import claim as record_of
 from jaxinterp.results import weights_digest
 
 FORMAT = 1
-COMMIT = re.compile(r"[0-9a-f]{40}")  # what the hub calls a revision
+MOST_DRAWN = 1 << 25  # resamples times prompts of a claim that is read from JSON,
+MOST_VALUES = 1_000_000  # and values of an experiment
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +57,8 @@ class Claim:
     specificity, and limits; and when the effects contradict it: a mechanism is claimed and no
     effect's interval is clear of 0, or its absence and one is.
 
-    ``from_json(text).rerun()`` loads the model and measures all again.
+    ``from_json(text).rerun()`` loads the model and measures all again; what that takes is told by
+    ``needs``, and nothing is downloaded without ``rerun(fetch=True)``.
     """
 
     statement: str
@@ -76,11 +80,9 @@ class Claim:
     def __post_init__(self) -> None:
         if not self.statement.strip():
             raise ValueError("The claim says nothing: give its statement as a sentence.")
-        if not 0 < self.level < 1 or self.resamples < 1:
-            raise ValueError(
-                f"level={self.level}, resamples={self.resamples}: expected between 0 and 1, and "
-                "at least 1."
-            )
+        real_number("level", self.level, above=0, below=1)
+        whole_number("resamples", self.resamples, 1, MANY)
+        random_seed(self.seed)
         for field in ("components", "limits"):
             given = getattr(self, field)
             given = (given,) if isinstance(given, str) else given
@@ -123,7 +125,7 @@ class Claim:
                 f"{self.model['model']} with {expected}: it is another model, or its weights were "
                 "changed."
             )
-        if model.config != Config.from_dict(json.loads(self.model["config"])):
+        if model.config != config_of(self.model):
             raise ValueError(f"The config of {model.name} is not that of the claim's model.")
         with_results = tuple(
             measure(e, model, level=self.level, resamples=self.resamples, seed=self.seed)
@@ -133,32 +135,43 @@ class Claim:
             self, experiments=with_results, model=record_of(model), agreement=None
         )
 
-    def rerun(self, model: Model | None = None) -> Claim:
+    def needs(self) -> Needs:
+        """What `rerun` would load, fetch and compute; its text says so in a sentence.
+
+        Nothing is fetched and nothing but the names of local files is looked at. Raises
+        `jaxinterp.loading.LoadError` where the claim's record of its model is no record.
+        """
+        return needs_of(self)
+
+    def rerun(self, model: Model | None = None, *, fetch: bool = False) -> Claim:
         """Load the model, check its weights, and measure everything again.
 
         The new claim's ``agreement`` has the largest difference to the old values by experiment:
         0 on the same machine with the same versions. model: for one that `jaxinterp.load` does
-        not return as it was (norms folded, for example).
+        not return as it was (norms folded, for example). fetch: allows a model to be downloaded;
+        `needs` tells beforehand which, and how large it is.
 
-        Raises ``ValueError`` as `run` does and before the first run, `LoadError` when the model
-        cannot be loaded.
+        Raises ``ValueError`` as `run` does, before the first run, and where a model would have to
+        be downloaded without ``fetch``; `LoadError` when the model cannot be loaded.
         """
         before = {e.name: e.results for e in self.experiments}
-        again = self.run(self._load() if model is None else model)
+        again = self.run(self._load(fetch) if model is None else model)
         gaps = {e.name: _gap(e.results, before[e.name]) for e in again.experiments}
         return dataclasses.replace(again, agreement=gaps)
 
-    def _load(self) -> Model:
-        said = self.model
-        if not self.source and not said["revision"]:
+    def _load(self, fetch: bool) -> Model:
+        said, needs = self.model, self.needs()
+        if needs.place == "nowhere":
             raise ValueError(
                 f"{said['model']} was not loaded from anywhere: give rerun(model), or save the "
                 "model and name its folder as the claim's source."
             )
-        commit = COMMIT.fullmatch(said["revision"]) and not self.source
-        revision = self.revision or (said["revision"] if commit else None)
-        name = self.source or said["model"]
-        model, _ = load(name, dtype=jnp.dtype(said["dtype"]), revision=revision)
+        if needs.fetches and not fetch:
+            raise ValueError(
+                f"This claim fetches its model. {needs} Allow it with rerun(fetch=True), or give "
+                "a model that you have: rerun(model)."
+            )
+        model, _ = load(needs.model, dtype=jnp.dtype(said["dtype"]), revision=needs.revision)
         return model.replace(config=model.config.replace(precision=said["precision"]))
 
     def lacking(self) -> list[str]:
@@ -233,25 +246,54 @@ class Claim:
         )  # fmt: skip
 
     @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Claim:
+        """The claim in a .json file that `save` wrote; see `from_json`.
+
+        Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` as `from_json` does.
+        """
+        data = regular_file(path, JSON_BYTES).read_bytes()
+        return cls.from_json(data.decode("utf-8", "replace"))
+
+    @classmethod
     def from_json(cls, text: str) -> Claim:
         """The claim that `to_json` wrote; intervals are computed anew from the values.
 
-        Raises ``ValueError`` for other text, another format, or changed arrays.
+        No model is loaded or fetched: `needs` tells what running it again takes.
+
+        Raises `jaxinterp.loading.LoadError` for other text, another format, or changed arrays.
         """
+        if len(text) > JSON_BYTES:
+            raise LoadError(f"The JSON of a claim has {len(text)} letters, at most {JSON_BYTES}.")
         try:
-            given = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"This is not the JSON of a claim: {error}") from error
-        if not isinstance(given, dict) or given.get("claim") != FORMAT:
-            found = given.get("claim") if isinstance(given, dict) else None
-            raise ValueError(f"The claim has format {found!r}, expected {FORMAT}: state it anew.")
-        try:
-            arrays = read_arrays(given.pop("arrays"))
-            experiments = [_experiment_from_plain(e, arrays) for e in given.pop("experiments")]
-            del given["claim"]
-            return cls(**given, experiments=tuple(experiments))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"The JSON of the claim lacks something: {error!r}.") from error
+            given = parse_json(text, "The text")
+        except LoadError as error:
+            raise LoadError(f"This is not the JSON of a claim: {error}") from error
+        found = given.get("claim") if isinstance(given, dict) else None
+        if type(found) is not int or found != FORMAT:
+            raise LoadError(
+                f"The claim has format {found!r:.80}, expected {FORMAT}: state it anew."
+            )
+        with damage_refused("The text", "the JSON of a claim", "State the claim anew."):
+            try:
+                return cls._from_plain(given)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise LoadError(f"The JSON of the claim lacks something: {error!r:.200}") from error
+
+    @classmethod
+    def _from_plain(cls, given: dict[str, Any]) -> Claim:
+        """The claim of a JSON object; whatever is wrong with it raises errors of many kinds."""
+        check_record(given["model"])
+        for field in ("statement", "dataset", "source", "revision", "recipe"):
+            if not isinstance(given[field], str):
+                raise ValueError(f"its {field} is {given[field]!r:.60}, expected text")
+        if not isinstance(given["absent"], bool):
+            raise ValueError(f"absent is {given['absent']!r:.60}, expected true or false")
+        arrays = read_arrays(given.pop("arrays"))
+        if not isinstance(given["experiments"], list):
+            raise ValueError("its experiments are no list")
+        experiments = [_experiment_from_plain(e, arrays) for e in given.pop("experiments")]
+        del given["claim"]
+        return cls(**given, experiments=tuple(experiments))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as .json, .html or .txt, by the name's ending; whole or not at all."""
@@ -291,5 +333,15 @@ def _experiment_to_plain(experiment: Experiment, arrays: dict[str, Any]) -> dict
 def _experiment_from_plain(plain: dict[str, Any], arrays: Mapping[str, Any]) -> Experiment:
     fields = {**plain, **{name: from_plain(plain[name], arrays) for name in INPUTS}}
     given = ("without", "values", "level", "resamples", "seed")
-    fields["found"] = Found(**{name: plain["found"][name] for name in given})
+    found = {name: plain["found"][name] for name in given}
+    values, without = (np.asarray(found[name], np.float64) for name in ("values", "without"))
+    if not np.isfinite(values).all() or not np.isfinite(without).all():
+        raise ValueError(f"the values of {plain['name']!r:.60} are not finite")
+    resamples = whole_number("resamples", found["resamples"], 1)
+    if values.size > MOST_VALUES or resamples * max(1, without.size) > MOST_DRAWN:
+        raise ValueError(
+            f"{plain['name']!r:.60} has {values.size} values and {resamples} resamples: more than "
+            "are computed for a claim that is read"
+        )
+    fields["found"] = Found(**found)
     return Experiment(**fields)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -289,7 +290,7 @@ def test_nothing_can_be_written_to():
         ({"role": "proof"}, "role 'proof': expected one of"),
         ({"intervention": ()}, "no intervention"),
         ({"tokens": np.array([[1, 2, 3]])}, "has one prompt"),
-        ({"margin": 0.0}, "margin 0.0"),
+        ({"margin": 0.0}, "margin=0.0"),
         ({"texts": ["a"]}, f"1 texts, {N} prompts"),
         ({"intervention": every_head()}, "grid=True"),
         ({"intervention": ji.zero("z", layer=np.ones((2, 2), bool))}, "grid=True"),
@@ -433,3 +434,105 @@ def test_a_grid_may_name_its_interventions():
             dataclasses.replace(every, names=wrong)
     with pytest.raises(ValueError, match="one for each of 1"):
         dataclasses.replace(claim()["zero the head"], names=["it"])
+
+
+def hostile(**changes):
+    return json.dumps({**json.loads(claim().to_json()), **changes})
+
+
+def test_a_claim_tells_what_it_needs_and_fetches_nothing_unless_told_to(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(*given, **options):
+        asked.append(given[0])
+        raise OSError("no connection")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    far = Claim.from_json(hostile(source="someone/model", revision="main"))
+    needs = far.needs()
+    assert (needs.model, needs.revision, needs.place, needs.fetches) == (
+        "someone/model", "main", "hub", True,
+    )  # fmt: skip
+    assert needs.size == sum(leaf.nbytes for leaf in jax.tree.leaves(model().params))
+    assert needs.experiments == 1 + 7 + 1 + 8
+    assert needs.prompts == N * (2 + 8 + 2 + 9)
+    assert "'someone/model' at main is on the Hugging Face hub (about 0 MB are down" in str(needs)
+    with pytest.raises(ValueError, match=r"fetches its model.*rerun\(fetch=True\)"):
+        far.rerun()
+    assert asked == []
+    with pytest.raises(ji.loading.LoadError, match="no connection"):
+        far.rerun(fetch=True)
+    assert asked == ["someone/model"]
+    assert far.rerun(model()).agreement == dict.fromkeys([e.name for e in far.experiments], 0.0)
+
+    monkeypatch.setenv("JAXINTERP_CACHE", str(tmp_path))
+    built = Claim.from_json(hostile(source="smollm2-135m-instruct"))
+    assert (built.needs().place, built.needs().fetches) == ("built-in", True)
+    assert built.needs().size == 98_362_432
+    with pytest.raises(ValueError, match="fetches its model"):
+        built.rerun()
+    for source, place in (("induction-2l", "shipped"), (str(tmp_path), "local"), ("", "nowhere")):
+        needs = Claim.from_json(hostile(source=source)).needs()
+        assert (needs.place, needs.fetches) == (place, False)
+    for source in ("//server/share", "\\\\server\\share", "a\0b"):
+        with pytest.raises(ji.loading.LoadError, match="expected a local path, or a name"):
+            Claim.from_json(hostile(source=source)).needs()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resamples": 10**12}, {"resamples": -1}, {"resamples": "many"}, {"level": 2.0},
+        {"level": float("nan")}, {"seed": -1}, {"statement": 3}, {"statement": ""},
+        {"source": ["a"]}, {"absent": "no"}, {"model": None}, {"model": {"model": "x"}},
+        {"arrays": []}, {"arrays": {"x": {"dtype": "object", "shape": [1], "base64": ""}}},
+        {"experiments": {}}, {"experiments": [3]}, {"limits": 3}, {"agreement": [1]},
+        {"more": 1},
+    ],
+)  # fmt: skip
+def test_json_of_strangers_ends_in_one_error(change):
+    with pytest.raises(ji.loading.LoadError):
+        Claim.from_json(hostile(**change))
+
+
+def test_values_of_strangers(tmp_path):
+    plain = json.loads(claim().to_json())
+
+    def refused(message, **found):
+        one = {**plain["experiments"][0]}
+        one["found"] = {**one["found"], **found}
+        with pytest.raises(ji.loading.LoadError, match=message):
+            Claim.from_json(json.dumps({**plain, "experiments": [one]}))
+
+    refused("not finite", values=[[float("nan")] * N])
+    refused("not finite", without=[1e999] * N)
+    refused("more than are computed", resamples=10_000_000)
+    refused("could not convert", values=[["x"] * N])
+    deep = "[" * 500 + "]" * 500
+    with pytest.raises(ji.loading.LoadError, match="nests more than 100 levels"):
+        Claim.from_json(hostile(task=0).replace('"task": 0', f'"task": {deep}'))
+    with pytest.raises(ji.loading.LoadError, match="letters, at most"):
+        Claim.from_json(" " * (50 << 20))
+    path = tmp_path / "pipe.json"
+    os.mkfifo(path)
+    with pytest.raises(ji.loading.LoadError, match="no regular file"):
+        Claim.load(path)
+    assert Claim.load(claim().save(tmp_path / "c.json")).text() == claim().text()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"function": "files.discard"}, {"function": "loading.load"}, {"function": "cli.main.run"},
+        {"class": "sae.store.Store", "fields": {}}, {"class": "claims.claim.Claim", "fields": {}},
+        {"class": "loading.registry.File", "fields": {}}, {"function": "metrics.__builtins__"},
+        {"class": "interventions.np", "fields": {}}, {"function": "..os.system"},
+    ],
+)  # fmt: skip
+def test_what_a_claim_names_can_only_compute(value):
+    plain = json.loads(claim().to_json())
+    plain["experiments"][0]["intervention"] = {"tuple": [value]}
+    with pytest.raises(ji.loading.LoadError, match="jaxinterp has no"):
+        Claim.from_json(json.dumps(plain))
