@@ -76,9 +76,7 @@ class GrowingStore:
             if self.arrays and self._labels() != manifest.get("labels"):
                 raise ValueError("labels")
         except (OSError, KeyError, ValueError, RuntimeError):
-            text = (
-                f"{self.path} lacks some of its arrays, or they are damaged: the run starts over."
-            )
+            text = f"{self.path} lacks its arrays, or some are damaged: the run starts over."
             warnings.warn(text, stacklevel=5)
             self.arrays, self.manifest["batches"] = {}, []
 

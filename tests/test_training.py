@@ -315,7 +315,7 @@ def test_parameters_that_are_not_finite_stop_the_run_too(tmp_path):
 
 def test_bad_input_is_named():
     for name in ("steps", "save_every", "log_every"):
-        with pytest.raises(ValueError, match=f"{name}=0, expected at least 1"):
+        with pytest.raises(ValueError, match=f"{name}=0, expected a whole number from 1"):
             run(**{name: 0})
     for keep in ((-1, 2), (3, STEPS + 1)):
         with pytest.raises(ValueError, match="expected numbers of updates from 0 to steps=12"):

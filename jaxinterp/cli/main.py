@@ -130,6 +130,7 @@ def run() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    sys.unraisablehook = _swallowed
     code = 1
     try:
         code = main()
@@ -148,4 +149,17 @@ def _stop(number: int, frame: Any) -> None:
     _STOPPED.append(number)
     if len(_STOPPED) > 1:
         os._exit(128 + number)
+    raise KeyboardInterrupt
+
+
+def _swallowed(found: Any) -> None:
+    """An interruption that fell into a callback of Python's collector comes again in a moment."""
+    if not (_STOPPED and isinstance(found.exc_value, KeyboardInterrupt)):
+        sys.__unraisablehook__(found)
+    elif hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, _again)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+
+def _again(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
