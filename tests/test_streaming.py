@@ -201,13 +201,14 @@ def test_tasks_are_batches(out):
 
 
 def test_a_short_last_batch_compiles_nothing(out, tmp_path):
-    from jaxinterp.sweep.run import observe, run_chunk
+    from jaxinterp.sweep.base import observed
+    from jaxinterp.sweep.run import run_chunk
 
     run(few(6, 3), out)
-    before = run_chunk.compiled._cache_size(), observe.compiled._cache_size()
+    before = run_chunk.compiled._cache_size(), observed.compiled._cache_size()
     run(few(7, 3, seed=1), tmp_path / "one")  # three batches, the last of one prompt
     run(few(8, 3, seed=2), tmp_path / "two")
-    assert (run_chunk.compiled._cache_size(), observe.compiled._cache_size()) == before
+    assert (run_chunk.compiled._cache_size(), observed.compiled._cache_size()) == before
 
 
 def stopped(batches, out, n):

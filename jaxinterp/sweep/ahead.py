@@ -13,7 +13,7 @@ from jaxinterp.metrics import Metric, check_metric
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.taps import as_interventions
-from jaxinterp.sweep.base import observe
+from jaxinterp.sweep.base import observed
 from jaxinterp.sweep.devices import checked, model_on, place_tokens
 from jaxinterp.sweep.grids import take_experiments
 from jaxinterp.sweep.run import check_budget, plan_of
@@ -51,10 +51,10 @@ def plan(
         return made
     if mesh is not None:
         model, tokens = model_on(mesh, model), place_tokens(mesh, tokens)
-    base_run = observe.lower(model, tokens, metric).compile()  # type: ignore[attr-defined]
+    base_run = observed.lower(model, tokens, metric).compile()  # type: ignore[attr-defined]
     base, _ = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(observe, model, tokens, metric), base_run.output_shardings,
+        jax.eval_shape(observed, model, tokens, metric), base_run.output_shardings,
     )  # fmt: skip
     peak = _peak(base_run)
     for group in made.groups:

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxinterp.metrics import Metric, read_columns, read_out
+from jaxinterp.metrics import Metric, check_metric, read_columns, read_out
 from jaxinterp.model import (
     Frame,
     Model,
     Prefix,
     Tokens,
+    as_tokens,
     block,
     embed,
     layers_of,
@@ -22,6 +23,7 @@ from jaxinterp.model import (
     unembed,
 )  # fmt: skip
 from jaxinterp.model.compiled import jit
+from jaxinterp.model.inputs import check_tokens
 from jaxinterp.model.record import as_record, scan_layers
 from jaxinterp.model.taps import Tap
 
@@ -37,11 +39,25 @@ class Base(struct.PyTreeNode):
     metric: jax.Array
 
 
-@functools.partial(jit, static=("record",))
 def observe(
+    model: Model, tokens: Any, metric: Metric, record: tuple[str, ...] = ()
+) -> tuple[Base, dict[str, jax.Array]]:
+    """Run the model once: the base of a sweep, and recorded activations as in `forward`.
+
+    tokens: as `forward` takes them. Raises ``ValueError`` as it does, and for a metric whose tokens
+    or positions do not exist.
+    """
+    tokens = as_tokens(tokens)
+    check_tokens(model.config, tokens)
+    check_metric(metric, model, tokens)
+    return observed(model, tokens, metric, record=record)
+
+
+@functools.partial(jit, static=("record",))
+def observed(
     model: Model, tokens: Tokens, metric: Metric, record: tuple[str, ...] = ()
 ) -> tuple[Base, dict[str, jax.Array]]:
-    """Run the model once: the base of a sweep, and recorded activations as in `forward`."""
+    """`observe` of what has been checked, compiled."""
     return _observe(model, tokens, metric, record, slice(None), slice(None))
 
 

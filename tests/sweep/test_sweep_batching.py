@@ -192,7 +192,7 @@ def test_nan_in_one_experiment_stays_there():
 
 
 def cache_size():
-    return walk.run_chunk.compiled._cache_size(), observing.observe.compiled._cache_size()
+    return walk.run_chunk.compiled._cache_size(), observing.observed.compiled._cache_size()
 
 
 def test_one_program_per_grid_and_no_more(monkeypatch):
