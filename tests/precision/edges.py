@@ -41,10 +41,11 @@ def patched_paths(given):
 @case("circuits.attribute_edges", within=GRADIENT, long=True)
 def attributed_edges(given):
     methods = {"eap": 1, "eap-ig-inputs": 100, "eap-ig-activations": 3, "ig-edges": 100}
-    return {
+    found = {
         method: circuits.attribute_edges(given.model(), **PAIR, method=method, steps=steps)
         for method, steps in methods.items()
     }
+    return {method: ji.stats.effects(each).values for method, each in found.items()}
 
 
 @case("circuits.evaluate_circuits", "circuits.faithfulness", within=FORWARD, long=True)
