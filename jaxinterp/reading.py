@@ -57,6 +57,23 @@ def regular_file(path: str | os.PathLike[str], most: int | None = None) -> Path:
     return path
 
 
+def regular_folder(path: str | os.PathLike[str]) -> int:
+    """The bytes of all files below a folder, at whatever depth.
+
+    Raises ``FileNotFoundError`` where there is none, and `LoadError` for a folder that holds pipes,
+    devices, or links to folders: a library that reads all of it would hang or leave it.
+    """
+    path, size = Path(path), 0
+    if not path.is_dir():
+        raise FileNotFoundError(f"There is no folder {path}.")
+    for folder, folders, files in os.walk(path):
+        for name in folders:
+            if (Path(folder) / name).is_symlink():
+                raise LoadError(f"{Path(folder) / name} is a link: expected a folder.")
+        size += sum(regular_file(Path(folder) / name).stat().st_size for name in files)
+    return size
+
+
 def inside(folder: Path, name: Any) -> Path:
     """The path of the file ``name`` that a file in ``folder`` refers to.
 

@@ -21,6 +21,7 @@ from jaxinterp.reading import (
     parse_json,
     read_npz,
     regular_file,
+    regular_folder,
 )
 
 
@@ -204,3 +205,16 @@ def test_bytes_that_are_no_result(tmp_path):
         (tmp_path / "r.nc").write_bytes(data)
         with pytest.raises(LoadError, match=r"r\.nc is not a complete result file .*run it again"):
             ji.results.load(tmp_path / "r.nc")
+
+
+def test_a_folder_of_arrays_holds_files_alone(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "c").write_bytes(bytes(7))
+    assert regular_folder(tmp_path) == 7
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda p: p.symlink_to("/")):
+        make(tmp_path / "a" / "d")
+        with pytest.raises(LoadError, match=r"no regular file|is a link"):
+            regular_folder(tmp_path)
+        (tmp_path / "a" / "d").unlink()
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        regular_folder(tmp_path / "none")

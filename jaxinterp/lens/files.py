@@ -16,7 +16,7 @@ from jaxinterp.files import whole_folder
 from jaxinterp.lens.kinds import JacobianLens, TunedLens
 from jaxinterp.loading.reading import read_json
 from jaxinterp.loading.torch_file import read_torch, write_torch
-from jaxinterp.reading import UNPACKED, UNPACKED_LEAST, LoadError
+from jaxinterp.reading import UNPACKED, UNPACKED_LEAST, LoadError, regular_folder
 
 DESCRIPTION = "jaxinterp_lens.json"
 KINDS: dict[str, Any] = {"TunedLens": TunedLens, "JacobianLens": JacobianLens}
@@ -78,9 +78,9 @@ def _load_own(path: Path) -> TunedLens | JacobianLens:
     if kind is None:
         raise LoadError(f"{path} holds a {described.get('kind')!r:.80}, expected {list(KINDS)}.")
     try:
+        there = regular_folder(path / "arrays")
         with ocp.StandardCheckpointer() as checkpointer:
             held = checkpointer.metadata(path / "arrays").item_metadata.tree
-            there = sum(file.stat().st_size for file in (path / "arrays").rglob("*"))
             claimed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in held.values())
             if claimed > max(UNPACKED * there, UNPACKED_LEAST):
                 raise ValueError(f"its arrays claim {claimed} bytes, its files have {there}")
@@ -117,7 +117,7 @@ def _load_common(path: Path) -> TunedLens:
             f"{path} is a {kind!r:.80} of {n_layers!r:.80} layers and width {width!r:.80}, "
             "expected a 'linear_tuned_lens'."
         )
-    if not 2 * n_layers == len(tensors) > 0:
+    if not 0 < n_layers <= len(tensors) <= 2 * n_layers:
         raise LoadError(
             f"{path / 'params.pt'} has {len(tensors)} tensors, expected a weight and a bias for "
             f"each of {n_layers} layers."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from jaxinterp.loading.reading import own_config, read_json, read_tokenizer
 from jaxinterp.loading.sharding import shardings
 from jaxinterp.model import Model, shapes
 from jaxinterp.model.params import check_model
-from jaxinterp.reading import LoadError
+from jaxinterp.reading import UNPACKED, UNPACKED_LEAST, LoadError, regular_folder
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
@@ -84,7 +85,10 @@ def load_checkpoint(path: Path, dtype: Any, mesh: Any) -> tuple[Model, Tokenizer
         tree,
         shardings(tree, mesh),
     )
+    claimed = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
     try:
+        if claimed > max(UNPACKED * regular_folder(path / "params"), UNPACKED_LEAST):
+            raise ValueError(f"its files are too small for {claimed} numbers")
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(path / "params", target)
     except Exception as error:  # orbax raises many kinds

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxinterp.reading import parse_json
 from jaxinterp.report.html import record_rows, render, write_page
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def _data(study: xr.Dataset) -> dict[str, Any]:
 def _metric(said: Any) -> str:
     """The name and unit of what `feature_effects` measured, from its claim."""
     try:
-        described = json.loads(said)
+        described = parse_json(said, "The metric of a result")
         return f"{described['metric']}, {described['unit']}"
     except (TypeError, ValueError, KeyError):
         return "next-token loss, nats" if said == "summed next-token loss" else str(said)

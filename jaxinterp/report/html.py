@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxinterp.files import whole
+from jaxinterp.reading import parse_json
 from jaxinterp.report.tables import Axis, Study, arrange, study, summary_of, summary_table, visible
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def record_rows(fields: Mapping[str, Any]) -> list[list[str]]:
 def _readable(value: Any) -> str:
     if isinstance(value, str):
         try:
-            nested = json.loads(value)
+            nested = parse_json(value, "A field of a result")
         except ValueError:
             return value
         return json.dumps(nested, indent=1) if isinstance(nested, (dict, list)) else value

@@ -9,7 +9,6 @@ on both sides of the ratio, so that the same prompts are compared.
 from __future__ import annotations
 
 import dataclasses
-import json
 import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxinterp.checks import MANY, random_seed, whole_number
+from jaxinterp.reading import parse_json
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -332,7 +332,7 @@ def _notes(
 def _name_of(task: Any) -> str | None:
     """The name in a task's record, which may be JSON or the name itself."""
     try:
-        record = json.loads(task)
+        record = parse_json(task, "The record of a task")
     except (TypeError, ValueError):
         return task
     return record.get("name") if isinstance(record, dict) else task

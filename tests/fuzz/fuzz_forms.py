@@ -127,7 +127,11 @@ def in_storages(name: str) -> Callable[[Path], np.ndarray]:
             parts = [archive.read(n) for n in archive.namelist() if re.search(r"data/[^/]+$", n)]
         kinds = (np.float32, np.float64, np.float16, np.int64, np.int32, np.int16, np.int8)
         with np.errstate(all="ignore"):
-            views = [np.frombuffer(p[: len(p) // 8 * 8], kind) for p in parts for kind in kinds]
+            views = [
+                np.frombuffer(part[: len(part) // size * size], kind)
+                for part in parts
+                for kind, size in ((kind, np.dtype(kind).itemsize) for kind in kinds)
+            ]
             halves = [v.astype(np.uint32) << 16 for v in views if v.dtype == np.int16]
             return _numbers_of(*views, *(h.view(np.float32) for h in halves))
 
