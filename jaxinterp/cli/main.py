@@ -8,6 +8,7 @@ import operator
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
@@ -131,6 +132,7 @@ def run() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     sys.unraisablehook = _swallowed
+    threading.excepthook = _thread_failed
     code = 1
     try:
         code = main()
@@ -163,3 +165,12 @@ def _swallowed(found: Any) -> None:
 
 def _again(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _thread_failed(found: threading.ExceptHookArgs) -> None:
+    """A library's thread hands its error on to the main one: a line is enough beside that."""
+    if os.environ.get("JAXINTERP_DEBUG"):
+        threading.__excepthook__(found)
+    else:
+        lines = str(found.exc_value).splitlines() or [found.exc_type.__name__]
+        print(f"A thread failed: {lines[0]:.200}", file=sys.stderr)
