@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxinterp.files import content, tidy, whole
+from jaxinterp.reading import read_json
 from jaxinterp.results import fingerprint
 
 if TYPE_CHECKING:
@@ -206,8 +207,8 @@ class GrowingStore:
 def _read_json(file: Path, **kinds: type) -> dict[str, Any]:
     """A file's JSON object, or an empty one when it is none or lacks these fields."""
     try:
-        found = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(file)
+    except (OSError, ValueError):
         return {}
     fits = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items())
     return found if fits else {}
