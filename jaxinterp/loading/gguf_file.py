@@ -31,6 +31,7 @@ _SCALARS = {
     12: "d",
 }
 _STRING, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
 _STEP = 1 << 24  # bytes of header read at a time
 HEADER = 64 << 20  # bytes of it at most: the values in it take about eight times as much memory
 _NESTED = 4  # arrays within arrays
@@ -183,7 +184,8 @@ class _Header:
         return self.scalars(code, 1)[0]
 
     def string(self) -> str:
-        return self.take(self.scalar("Q")).decode("utf-8")
+        (size,) = _LENGTH.unpack(self.take(8))
+        return self.take(size).decode("utf-8")
 
     def value(self, kind: int, nested: int = 0) -> Any:
         if kind == _STRING:
