@@ -246,6 +246,7 @@ def extended(tokens: Tokens, n_new: int) -> Tokens:
     """The tokens with ``n_new`` more columns [B T], whose positions count on."""
     wide = jax.tree.map(lambda leaf: jnp.pad(leaf, [(0, 0), (0, n_new)]), tokens)
     new = tokens.lengths[:, None] + jnp.arange(n_new)
+    new = new.astype(wide.positions.dtype)
     return wide.replace(positions=wide.positions.at[:, tokens.shape[1] :].set(new))
 
 

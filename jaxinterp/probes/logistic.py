@@ -73,7 +73,7 @@ def fit_logistic(
     # Factorizations keep one core busy each: a second point fills the others meanwhile. A thread
     # does not know of ``jax.enable_x64`` around this call.
     with ThreadPoolExecutor(2) as pool:
-        several = map if X.dtype.itemsize > 4 else pool.map
+        several = map if jnp.result_type(float).itemsize > 4 else pool.map
         found = [fit(X[0]), *several(fit, X[1:])]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 
