@@ -81,8 +81,8 @@ def test_prompts_of_a_task_may_differ_in_length():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "expected n from 1"),
-        ({"changed": 1.5}, "a share of 0 to 1"),
+        ({"n": 0}, "n=0, expected"),
+        ({"changed": 1.5}, "changed=1.5, expected"),
         ({"prompt": lambda i: "text"}, "prompt gives texts: pass tokenizer="),
         ({"answer": lambda o: "text"}, "answer gives 'text'"),
         ({"sample": lambda rng: {"a": 0, "b": 0}, "changed": 1.0}, "that differs from the base's"),

@@ -150,15 +150,15 @@ TASK = task_of("left", n=8)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 25}, "rank=25, expected 1 to 24"),
+        ({"rank": 25}, "rank=25, expected .* from 1 to 24"),
         ({"rank": "wide"}, "rank='wide', expected a number"),
-        ({"layer": 2}, "layer=2: an interchange happens in one layer, 0 to 1"),
-        ({"layer": None}, "layer=None: an interchange"),
+        ({"layer": 2}, "layer=2, expected .* from 0 to 1"),
+        ({"layer": None}, "layer=None, expected"),
         ({"position": 3}, "position is 3 in pair 0, whose prompt has 3 tokens"),
         ({"position": [0, 1]}, r"expected a position from 0, or one for each of the 8 pairs"),
         ({"source_position": -1}, "source_position is -1 in pair 0"),
         ({"position": None, "source_position": 1}, "without position"),
-        ({"head": 2, "site": "z"}, "head=2, but 'z' has 2 heads"),
+        ({"head": 2, "site": "z"}, "head=2, expected .* from 0 to 1"),
         ({"head": 0}, "'resid_post' has no heads"),
         ({"site": "pattern"}, "'pattern' ends in an axis of 'source'"),
         ({"site": "embed"}, "'embed' occurs once"),
@@ -169,7 +169,7 @@ TASK = task_of("left", n=8)
         ({"labels": [99] * 8, "choices": None}, "99 .* is outside the vocabulary"),
         ({"source": np.array([[0, 1, 4]])}, "8 base and 1 source prompts"),
         ({"held_out": 0.01}, "leaves none on one side"),
-        ({"held_out": 1.0}, "a share of the pairs"),
+        ({"held_out": 1.0}, "held_out=1.0, expected"),
         ({"steps": 0}, "steps=0"),
     ],
 )

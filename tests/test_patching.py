@@ -259,7 +259,7 @@ def test_a_second_patch_of_the_same_shapes_compiles_nothing():
         ({"positions": [7]}, "position 7 is out of range"),
         ({"site": "k", "over": ("layer", "head"), "heads": [2]}, "head 2 is out of range"),
         ({"site": "mlp_post", "over": ("layer", "neuron"), "neurons": [10]}, "neuron 10 is out"),
-        ({"site": "mlp_post", "over": ("layer", "neuron"), "neurons": 0}, "at least one neuron"),
+        ({"site": "mlp_post", "over": ("layer", "neuron"), "neurons": 0}, "neurons=0, expected"),
         ({"clean": CLEAN + 10}, "outside the vocabulary"),
         ({"positions": [-1]}, "position -1 is out of range"),
         ({"positions": [0], "layers": [9]}, "layer 9 is out of range"),

@@ -317,8 +317,11 @@ def test_bad_input_is_named():
     for name in ("steps", "save_every", "log_every"):
         with pytest.raises(ValueError, match=f"{name}=0, expected a whole number from 1"):
             run(**{name: 0})
-    for keep in ((-1, 2), (3, STEPS + 1)):
-        with pytest.raises(ValueError, match="expected numbers of updates from 0 to steps=12"):
+    for keep, message in (
+        ((-1, 2), "keep=-1, expected"),
+        ((3, STEPS + 1), "expected numbers of updates from 0 to steps=12"),
+    ):
+        with pytest.raises(ValueError, match=message):
             run(keep=keep)
 
     def ragged(step):

@@ -181,7 +181,7 @@ def fit_spelling(
     whole_number("batch", batch, 1, optional=True)
     _check_fit(**fit)
     if not found or "{word}" in after:
-        raise ValueError(f"prompt={prompt!r}, expected a text with one {{word}} in it.")
+        raise ValueError(f"prompt={prompt!r}, expected one {{word}} in it.")
     shown, rest = _drawn(tokenizer, words, examples, np.random.default_rng(seed))
     lines = [f"{before}{w}{after} {w.strip()[0].upper()}\n" for w in shown]
     head = [*tokenizer.prefix, *tokenizer.encode("".join(lines) + before, add_bos=False)]

@@ -142,7 +142,7 @@ def test_minibatches_and_the_shorthand():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "steps=0, rate=0.05"),
+        ({"steps": 0}, "steps=0, expected"),
         ({"rate": 0.0}, "rate=0.0"),
         ({"site": "pattern"}, "a constant cannot stand for them"),
         ({"layers": [3]}, "layer 3 is out of range"),

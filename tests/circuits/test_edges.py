@@ -139,7 +139,7 @@ def test_the_operations_are_near_the_fewest():
         ({"alternative": np.zeros((3, 1, 1, 8))}, "does not broadcast"),
         ({"corrupted": None}, "needs corrupted="),
         ({"corrupted": OTHER[:, :5]}, "twins of equal length"),
-        ({"batch": 0}, "at least one prompt"),
+        ({"batch": 0}, "batch=0, expected"),
     ],
 )
 def test_bad_input(change, says):

@@ -85,7 +85,7 @@ def test_values_and_positions_stay():
 @pytest.mark.parametrize(
     ("edits", "more", "message"),
     [
-        ((), {}, "0 edits"),
+        ((), {}, "no edits to move"),
         (HEADS, {"draws": 0}, "draws=0"),
         (ji.zero("z"), {}, "names no layer"),
         (ji.zero("z", layer=np.array([0, 1])), {}, "expected an edit such as"),

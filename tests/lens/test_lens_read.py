@@ -168,7 +168,7 @@ def tuned(n_layers):
         ("llama", {"lens": lens.JacobianLens(np.zeros((3, 8, 9)))}, "another model"),
         ("llama", {"targets": [1]}, r"expected token ids \[2\]"),
         ("llama", {"targets": [0.5, 1.0]}, "float64"),
-        ("llama", {"top": 18}, "expected 1 to 17"),
+        ("llama", {"top": 18}, "top=18, expected .* from 1 to 17"),
     ],
 )  # fmt: skip
 def test_bad_input(name, options, message):

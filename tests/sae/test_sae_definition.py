@@ -254,7 +254,7 @@ def test_batch_topk_alone_uses_its_threshold():
         ({"skip": True}, "A skip connection is a transcoder's"),
         ({"d_out": 4}, "An SAE writes what it reads"),
         ({"layers": (1, 2)}, r"layers=\(1, 2\), expected 1 from 0 on"),
-        ({"layers": (-1,)}, r"layers=\(-1,\)"),
+        ({"layers": (-1,)}, r"layers=-1, expected"),
     ],
 )
 def test_bad_configs(fields, message):

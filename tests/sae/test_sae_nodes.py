@@ -106,7 +106,7 @@ def test_what_is_refused():
         (lambda: nodes(some[1], some[0]), "resid_post.0 comes after that at attn_out.1"),
         (lambda: nodes(some[2], some[1]), "attn_out.1 comes after that at mlp_out.1"),
         (lambda: nodes(some[0], some[0]), "Two dictionaries are at resid_post.0"),
-        (lambda: nodes(dictionary(layers=(3,))), r"layers of resid_post=\[3\]"),
+        (lambda: nodes(dictionary(layers=(3,))), r"layers of resid_post=3, expected"),
         (lambda: nodes(dictionary(site="ln2_normalized")), "expected one of resid_pre, attn_out"),
         (lambda: nodes(dictionary(kind="transcoder")), "is needed; this is a transcoder"),
         (lambda: nodes(dictionary(site="")), "no site"),

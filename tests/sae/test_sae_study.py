@@ -263,11 +263,11 @@ def test_less_can_be_asked_for():
         ({"d": dictionary(site="")}, "at no site"),
         ({"features": [20]}, "from 0 to 19"),
         ({"k": 0}, "k=0"),
-        ({"sample": 11}, "sample of at least"),
+        ({"sample": 11}, "sample=11, expected .* from 12"),
         ({"bins": 0}, "bins=0"),
         ({"nearest": 20}, "k=20"),
         ({"written": 18}, "k=18"),
-        ({"window": (-1, 2)}, "no negative numbers"),
+        ({"window": (-1, 2)}, "window=-1, expected"),
         (
             {"effects": xr.DataArray(np.zeros((1, 2)), dims=("feature", "prompt"),
                                      coords={"feature": [3]})},
