@@ -16,7 +16,7 @@ DEFAULT = {  # those with loops of their own: over a vocabulary, a descent, a tr
     ("logistic_probes", "float32"), ("logistic_probes", "float64"), ("trained_toys", "float32"),
 }  # fmt: skip
 DRAWN = {  # at random on the device, where 64 bits make other draws of the same key
-    "trained_toys", "training_of_dictionaries", "tuned_lens", "harvests", "studies",
+    "trained_toys", "training_of_dictionaries", "tuned_lens", "harvests", "studies", "generated",
 }  # fmt: skip
 
 
