@@ -68,7 +68,7 @@ def codes(given):
     return found
 
 
-@case("sae.loss", within=EXACT)
+@case("sae.loss", within=EXACT, long=True)
 def losses_of_dictionaries(given):
     found = {}
     for activation in ACTIVATIONS:

@@ -26,7 +26,7 @@ FOLDER = tempfile.TemporaryDirectory()
 # Interchange --------------------------------------------------------------------------------------
 
 
-@case("interchange.interchange_accuracy", "interchange.replace_component", within=SMALL)
+@case("interchange.interchange_accuracy", "interchange.replace_component", within=SMALL, long=True)
 def interchanges(given):
     model, basis = given.model(), interchange.random_basis(8, 3)
     options = {"base": PROMPTS, "source": OTHER, "layer": 1, "position": 4}
@@ -173,7 +173,7 @@ def trained_toys(given):
     return {"W": toy.W, "loss": loss, "phases": phases}
 
 
-@case("patch_stream")
+@case("patch_stream", long=True)
 def streamed(given):
     batches = [
         {"clean": clean, "corrupted": clean[::-1], "metric": DIFF} for clean in (PROMPTS, OTHER)
@@ -191,7 +191,7 @@ def loss(model, tokens):
     return each.mean(), {}
 
 
-@case("training.train", own=True)
+@case("training.train", own=True, long=True)
 def training_of_models(given):
     """Steps so small that each is lost in the rounding of a half-precision parameter."""
     start = given.model()

@@ -80,7 +80,7 @@ def _read(model, own=None, **options):
     return found[["kl", "entropy", "log_prob", "top_log_prob"]]
 
 
-@case("lens.read", within=SMALL)
+@case("lens.read", within=SMALL, long=True)
 def lens_of_every_point(given):
     return {
         "stream": _read(given.model()),
@@ -140,7 +140,7 @@ no_numbers(
 # Direct logit attribution, heads, neurons ---------------------------------------------------------
 
 
-@case("attribute_logits", "decomposition.top_components", within=SMALL)
+@case("attribute_logits", "decomposition.top_components", within=SMALL, long=True)
 def shares_of_logits(given):
     found = {}
     for name, by in (("llama", "head"), ("gemma2", "neuron"), ("neox", "layer")):
@@ -156,7 +156,7 @@ def shares_of_the_stream(given):
     return ji.attribute_stream(given.model(), PROMPTS, direction, layer=2, by="neuron")
 
 
-@case("heads.pattern_scores", "heads.attention")
+@case("heads.pattern_scores", "heads.attention", long=True)
 def where_heads_look(given):
     tokens = as_tokens(np.concatenate([PROMPTS, PROMPTS], 1))
     small = given.model()
@@ -216,12 +216,12 @@ no_numbers(
 no_numbers("token ids, drawn from a seed", "heads.repeated_tokens")
 
 
-@case("neurons.top_examples")
+@case("neurons.top_examples", long=True)
 def tops_of_neurons(given):
     return neurons.top_examples(given.model(), [IDS, IDS[::-1]], k=5).value
 
 
-@case("neurons.top_examples", within=EXACT)
+@case("neurons.top_examples", within=EXACT, long=True)
 def counts_of_neurons(given):
     """Every token falls into one of the bins: 5600 of them, of each neuron."""
     found = neurons.top_examples(given.model(), [copies()] * 2, k=1, edges=[0.0])
@@ -284,7 +284,7 @@ def linear_probes(given):
     return [[one.W, one.b, one.loss, one(X[0])] for one in made]
 
 
-@case("probes.probe", "probes.sparse_probe", within={"bfloat16": 1e-3, "float16": 1e-3})
+@case("probes.probe", "probes.sparse_probe", within={"bfloat16": 1e-3, "float16": 1e-3}, long=True)
 def probes_of_points(given):
     X, labels = examples(given, apart=0.5)
     options = {"splits": 2, "penalties": [1e-2, 1.0]}

@@ -26,18 +26,19 @@ no_numbers(
 no_numbers(
     "it reads or writes files, bit for bit",
     "load", "save", "fetch", "ship", "shipped", "models", "card", "results.load", "results.save",
-    "report.View.save", "circuits.Circuit.load", "circuits.Circuit.save", "Claim.save",
+    "report.View.save", "circuits.Circuit.load", "circuits.Circuit.save", "Claim.save", "Claim.load",
 )  # fmt: skip
 no_numbers(
     "it is text, or says what something is in words",
     "Card.architecture", "Card.attached", "Card.kept", "Card.markdown", "Claim.from_json",
-    "Claim.html", "Claim.lacking", "Claim.of_role", "Claim.text", "Claim.to_json",
+    "Claim.html", "Claim.lacking", "Claim.of_role", "Claim.text", "Claim.to_json", "Claim.needs",
     "claims.in_words", "results.claim", "Generated.texts",
 )  # fmt: skip
 no_numbers("it is `Claim.run` once more", "Claim.rerun")
 no_numbers(
     "it counts experiments, prompts or operations by their shapes",
     "Experiment.__len__", "Experiment.n_prompts", "Plan.cost", "Plan.n_chunks", "plan",
+    "sae.Store.chunks",
 )  # fmt: skip
 no_numbers("it draws random components by a seed alone", "claims.random_components")
 no_numbers(
@@ -52,7 +53,7 @@ no_numbers(
 no_numbers(
     "it holds tokens, which are whole numbers",
     "Tokens.__getitem__", "Tokens.columns", "Tokens.differ", "Tokens.lengths", "Tokens.mask",
-    "Tokens.shape",
+    "Tokens.shape", "Tokens.of",
 )  # fmt: skip
 no_numbers(
     "it makes prompts, without a model",
