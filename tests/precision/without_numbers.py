@@ -26,7 +26,8 @@ no_numbers(
 no_numbers(
     "it reads or writes files, bit for bit",
     "load", "save", "fetch", "ship", "shipped", "models", "card", "results.load", "results.save",
-    "report.View.save", "circuits.Circuit.load", "circuits.Circuit.save", "Claim.save", "Claim.load",
+    "report.View.save", "circuits.Circuit.load", "circuits.Circuit.save", "Claim.save",
+    "Claim.load",
 )  # fmt: skip
 no_numbers(
     "it is text, or says what something is in words",
