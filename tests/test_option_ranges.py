@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from option_table import EXEMPT, TABLE, WITH, M
+from option_calls import WITH, M
+from option_table import EXEMPT, TABLE
 from small_models import DIFF, PROMPTS
 from test_public_api import reached
 

@@ -76,7 +76,7 @@ def test_what_cannot_be():
         addition.prompts(0, [0.5])
     with pytest.raises(ValueError, match="share=1"):
         addition.split(share=1.0)
-    with pytest.raises(ValueError, match="n=12770, expected .* from 1 to 12769"):
+    with pytest.raises(ValueError, match=r"n=12770, expected .* from 1 to 12769"):
         addition.task(P * P + 1)
     with pytest.raises(ValueError, match="expected 'a' or 'b'"):
         addition.task(3, corruption="c")

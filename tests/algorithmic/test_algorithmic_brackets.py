@@ -111,7 +111,7 @@ def test_what_cannot_be():
         brackets.strings(3, kind="odd")
     with pytest.raises(ValueError, match="n=0, expected"):
         brackets.strings(0)
-    with pytest.raises(ValueError, match="pairs=21, expected .* from 1 to 20"):
+    with pytest.raises(ValueError, match=r"pairs=21, expected .* from 1 to 20"):
         brackets.task(3, pairs=21)
     with pytest.raises(ValueError, match="expected 'flip' or 'exchange'"):
         brackets.task(3, corruption="swap")

@@ -116,7 +116,7 @@ def test_the_task(corruption):
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="length=0, expected"):
         repeats.sequences(3, length=0)
-    with pytest.raises(ValueError, match="length=121, expected .* from 1 to 120"):
+    with pytest.raises(ValueError, match=r"length=121, expected .* from 1 to 120"):
         repeats.said_twice(3, length=121)
     with pytest.raises(ValueError, match="length=20, copy=11: expected a copy of 2 or more"):
         repeats.task(3, length=20, copy=11)

@@ -105,11 +105,11 @@ def test_the_task(corruption):
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="n=0"):
         retrieval.prompts(0)
-    with pytest.raises(ValueError, match="pairs=13, expected .* from 2 to 12"):
+    with pytest.raises(ValueError, match=r"pairs=13, expected .* from 2 to 12"):
         retrieval.prompts(2, pairs=13)
-    with pytest.raises(ValueError, match="pairs=1, expected .* from 2 to 12"):
+    with pytest.raises(ValueError, match=r"pairs=1, expected .* from 2 to 12"):
         retrieval.task(2, pairs=1)
-    with pytest.raises(ValueError, match="distractors=12, expected .* from 0 to 11"):
+    with pytest.raises(ValueError, match=r"distractors=12, expected .* from 0 to 11"):
         retrieval.task(2, distractors=12)
     with pytest.raises(ValueError, match="expected 'values' or 'query'"):
         retrieval.task(2, corruption="break")

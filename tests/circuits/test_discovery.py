@@ -142,7 +142,7 @@ def test_stability_is_the_mean_jaccard():
         (lambda m: top_edges(m, np.zeros(3), 1), "one per edge"),
         (lambda m: top_edges(m, np.zeros(Graph(SMALL).n_edges), 0), "n=0, expected .* from 1 to"),
         (lambda m: top_edges(m, np.full(Graph(SMALL).n_edges, np.nan), 1), "NaN"),
-        (lambda m: greedy_edges(m, np.zeros(Graph(SMALL).n_edges), 10**6), "n=1000000, expected .* from 1 to"),
+        (lambda m: greedy_edges(m, np.zeros(Graph(SMALL).n_edges), 10**6), "n=1000000, expected"),
         (lambda m: acdc(m, threshold=-1, **RUNS), "threshold=-1, expected"),
         (lambda m: acdc(m, threshold=1, start=Circuit.of(m, []), **RUNS), "empty"),
         (lambda m: prune_edges(m, share=1.5, **RUNS), "share=1.5, expected .* less than 1"),

@@ -221,7 +221,7 @@ def with_leaf(model, value):
         (lambda m: with_leaf(m, m.params.blocks.attn.W_Q[:, :, :7]),
          r"params\.blocks\.attn\.W_Q of .* has shape \[3, 4, 7, 6\], expected \[3, 4, 8, 6\]"),
         (lambda m: with_leaf(m, None), r"has no params\.blocks\.attn\.W_Q.* shape \[3, 4, 8, 6\]"),
-        (lambda m: with_leaf(m, np.ones((3, 4, 8, 6), int)), "W_Q of .* is int64, expected a fl"),
+        (lambda m: with_leaf(m, np.ones((3, 4, 8, 6), int)), r"W_Q of .* is int\d+, expected a fl"),
         (lambda m: m.replace(config=m.config.replace(bias_o=False)),
          r"has a params\.blocks\.attn\.b_O, and its config has none"),
         (lambda m: m.replace(config=m.config.replace(n_layers=2)), r"expected \[2, "),

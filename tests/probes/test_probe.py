@@ -154,5 +154,5 @@ def test_sparse_probes_read_the_units_that_differ_most():
     np.testing.assert_allclose(found.accuracy.sel(point=0, k=1), one)
     assert float(found.accuracy.sel(point=0, k=1).mean()) > 0.85
     assert float(found.accuracy.sel(point=1).mean()) < 0.65
-    with pytest.raises(ValueError, match="ks=7, expected .* from 1 to 6"):
+    with pytest.raises(ValueError, match=r"ks=7, expected .* from 1 to 6"):
         probes.sparse_probe(X, Y, ks=[1, 7])

@@ -420,7 +420,7 @@ def test_bad_input_of_splits_and_of_the_task():
     d, x, labels, part = spelled_features()
     with pytest.raises(ValueError, match=r"by letter: \[0, "):
         room.split_features(d, x, labels, (part == 0) & (labels > 0), part == 1)
-    with pytest.raises(ValueError, match="max_k=13, expected .* from 1 to 12"):
+    with pytest.raises(ValueError, match=r"max_k=13, expected .* from 1 to 12"):
         room.split_features(d, x, labels, part == 0, part == 1, max_k=13)
     model, tokenizer = tiny()
     run = {"model": model, "tokenizer": tokenizer, "site": "resid_post", "layer": 0}
