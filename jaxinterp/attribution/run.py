@@ -300,7 +300,7 @@ def _check_gradient(
     gap = np.abs(end - start)
     rounding = float(jnp.finfo(model.params.embed.W_E.dtype).eps)
     nothing = min(1000 * rounding, 0.02) * gap
-    rounded = 1000 * rounding * np.abs([start, end]).max()
+    rounded = min(1000 * rounding, 0.05) * np.abs([start, end]).max()
     differ = np.asarray(base.differ(donor).any(-1)) & (gap > rounded)
     if not differ.any() or (np.abs(values - start).max(0) > nothing)[differ].any():
         return

@@ -17,6 +17,7 @@ from jaxinterp.model.layers import Context, Layer, Prefix
 from jaxinterp.model.params import Attention, Norm
 from jaxinterp.model.parts import einsum, normalize, rotate, softcap, softmax, visible
 from jaxinterp.model.taps import Frame, Tap, norm_site
+from jaxinterp.numerics import wide
 
 
 def attention(
@@ -49,8 +50,9 @@ def attention(
 
     if tap.wants("result"):
         result = tap("result", einsum(c, "bqhk,hkd->bqhd", z, p.W_O), out_frame)
-        out = result.sum(2)
-    else:
+    if tap.edits("result"):
+        out = wide(result).sum(2).astype(result.dtype)
+    else:  # recording changes nothing, in half precision either
         out = einsum(c, "bqhk,hkd->bqd", z, p.W_O)
     return (out if p.b_O is None else out + p.b_O), own
 

@@ -26,15 +26,16 @@ from jaxinterp.model.params import Model, check_model
 from jaxinterp.model.parts import activation, einsum, normalize, softcap
 from jaxinterp.model.record import Activations, Record, as_record, scan_layers
 from jaxinterp.model.taps import Frame, Intervention, Tap, as_interventions, norm_site
+from jaxinterp.numerics import wide_dtype
 
 
 class Output(struct.PyTreeNode):
     """What `forward` returns.
 
-    logits: [B P V] (None for a model without an unembedding). activations: recorded values
-    by site, stacked over layers where the site is layered: ``activations["z"]`` is
-    [L B P H K], ``activations["blocks.3.attn.hook_z"]`` its layer 3 [B P H K] (which is also
-    what is kept where ``record`` names that layer alone).
+    logits: [B P V], in float32 at least (None for a model without an unembedding).
+    activations: recorded values by site, stacked over layers where the site is layered:
+    ``activations["z"]`` is [L B P H K], ``activations["blocks.3.attn.hook_z"]`` its layer 3
+    [B P H K] (which is also what is kept where ``record`` names that layer alone).
     """
 
     logits: jax.Array | None
@@ -133,6 +134,7 @@ def unembed(
 ) -> tuple[jax.Array | None, dict[str, jax.Array]]:
     """Stage 3: the stream x [B P D] after the last layer to logits [B P V], and records.
 
+    Logits are float32 at least, whatever the model's dtype.
     ``vocabulary`` [B C] restricts the logits to those tokens of each prompt, [B P C].
     ``frame`` says which columns x holds (by default all of them, unpadded).
     """
@@ -146,19 +148,19 @@ def unembed(
     if c.head_transform:
         x = activation(c.act)(einsum(c, "bpd,de->bpe", x, p.head.W) + p.head.b)
         x = normalize(c, p.head.norm, x)
+    tied = c.head == "tied"
+    # Half-precision models have logits in float32: in bfloat16 one near 15 moves in steps of 0.06.
+    product = functools.partial(
+        jnp.einsum, precision=c.precision, preferred_element_type=wide_dtype(x)
+    )
     b = p.head.b_U
     if vocabulary is None:
-        tied = c.head == "tied"
-        logits = (
-            einsum(c, "bpd,vd->bpv", x, p.embed.W_E)
-            if tied
-            else einsum(c, "bpd,dv->bpv", x, p.head.W_U)
-        )
+        equation, W = ("bpd,vd->bpv", p.embed.W_E) if tied else ("bpd,dv->bpv", p.head.W_U)
+        logits = product(equation, x, W)
         logits = logits if b is None else logits + b
     else:
-        tied = c.head == "tied"
         W = p.embed.W_E[vocabulary] if tied else jnp.moveaxis(p.head.W_U[:, vocabulary], 0, -1)
-        logits = einsum(c, "bpd,bcd->bpc", x, W)
+        logits = product("bpd,bcd->bpc", x, W)
         logits = logits if b is None else logits + b[vocabulary][:, None]
     return softcap(logits, c.logit_softcap), tap.recorded
 

@@ -12,6 +12,7 @@ from flax import struct
 from jaxinterp.model.inputs import Tokens
 from jaxinterp.model.params import Blocks, Model
 from jaxinterp.model.parts import rotary_tables
+from jaxinterp.numerics import wide_dtype
 
 
 class Context(struct.PyTreeNode):
@@ -48,8 +49,8 @@ def make_context(model: Model, tokens: Tokens) -> Context:
     positions = tokens.positions
     if model.config.positions != "rotary":
         return Context(positions, None)
-    wide = jnp.promote_types(model.params.embed.W_E.dtype, jnp.float32)
-    return Context(positions, rotary_tables(model.config, positions, wide))
+    dtype = wide_dtype(model.params.embed.W_E)
+    return Context(positions, rotary_tables(model.config, positions, dtype))
 
 
 def layers_of(model: Model) -> Layer:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxinterp.model.config import GAIN_HELD, Config, Rotary
 from jaxinterp.model.params import Norm
+from jaxinterp.numerics import wide
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -68,20 +69,20 @@ def normalize(
     """
     if p is None:
         return x
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide(x)
     if (kind or config.norm) == "layer":
-        wide = wide - wide.mean(axes, keepdims=True)
-    scale = jnp.sqrt(jnp.square(wide).mean(axes, keepdims=True) + config.norm_eps)
-    y = wide / tap_scale(scale) * p.w
+        centred = centred - centred.mean(axes, keepdims=True)
+    scale = jnp.sqrt(jnp.square(centred).mean(axes, keepdims=True) + config.norm_eps)
+    y = centred / tap_scale(scale) * p.w
     return (y if p.b is None else y + p.b).astype(x.dtype)
 
 
 def softmax(score: jax.Array, seen: jax.Array) -> jax.Array:
     """Softmax [... S] over the sources that are seen, in float32 at least; without any, zeros."""
-    wide = score.astype(jnp.promote_types(score.dtype, jnp.float32))
     some = seen.any(-1, keepdims=True)
     # A row of -inf alone would give NaN, and slopes of NaN.
-    pattern = jax.nn.softmax(jnp.where(seen, wide, jnp.where(some, -jnp.inf, 0)), axis=-1)
+    score = jnp.where(seen, wide(score), jnp.where(some, -jnp.inf, 0))
+    pattern = jax.nn.softmax(score, axis=-1)
     return jnp.where(some, pattern, 0)
 
 
@@ -140,12 +141,12 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, rotary: Rotary) -> jax.
     """Turn the first ``rotary.dim`` dimensions of x [B P H K] by cos, sin [B P dim/2]."""
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     turned, rest = x[..., : rotary.dim], x[..., rotary.dim :]
-    wide = turned.astype(cos.dtype)
+    turned = turned.astype(cos.dtype)
     if rotary.interleaved:
-        a, b = wide[..., 0::2], wide[..., 1::2]
-        out = jnp.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(wide.shape)
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        out = jnp.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(turned.shape)
     else:
-        a, b = jnp.split(wide, 2, axis=-1)
+        a, b = jnp.split(turned, 2, axis=-1)
         out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
     return jnp.concatenate([out.astype(x.dtype), rest], -1)
 

@@ -1,5 +1,7 @@
 """A metric without a gradient where the method takes it is an error that says so."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import slow_patching as slow
@@ -50,6 +52,16 @@ DISTANCES = {
 def test_a_metric_without_a_gradient_at_the_clean_run_is_an_error(distance, method):
     with pytest.raises(ValueError, match=r"zero at the clean run.*logit_diff"):
         attributed(metric=DISTANCES[distance](), direction="noise", method=method)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_it_is_one_in_half_precision_too(dtype):
+    model = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), small_model("llama"))
+    divergence = kl(np.asarray(forward(model, CLEAN).logits[:, -1]))
+    options = {"clean": CLEAN, "corrupted": CORRUPTED, "metric": divergence}
+    with pytest.raises(ValueError, match=r"zero at the clean run.*logit_diff"):
+        attribute(model, direction="noise", **options)
+    assert np.abs(change(attribute(model, **options))).max() > 1e-3
 
 
 def test_other_methods_and_runs_have_a_gradient_where_a_divergence_has_none():

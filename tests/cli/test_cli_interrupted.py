@@ -24,7 +24,7 @@ from jaxinterp.cli import main
 from jaxinterp.files import LOCK, MARK
 from jaxinterp.tasks.ioi import NAMES, PLACES
 
-PROGRAM = [sys.executable, "-X", "faulthandler", "-c", "from jaxinterp_command import run; run()"]
+PROGRAM = [sys.executable, "-X", "faulthandler", "-c", "from jaxinterp.cli.main import run; run()"]
 
 
 @pytest.fixture(scope="module")
