@@ -3,7 +3,8 @@
     python benchmarks/make_peer_env.py PEERS sae-lens
     PYTHONHASHSEED=0 PEERS/bin/python scripts/make_sae_goldens.py tests/sae/goldens
 
-Needs that environment, not jaxinterp; SAELens writes some keys in the order of a set. The folder then holds, beside the dictionaries:
+Needs that environment, not jaxinterp; SAELens writes some keys in the order of a set. Beside the
+dictionaries the folder then holds:
 
     seen.npz       x, and of each dictionary the features and the reconstruction of x
     changes.json   of each dictionary, what its library makes of its config when a key is taken out,

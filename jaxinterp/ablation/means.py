@@ -17,8 +17,8 @@ import numpy as np
 
 from jaxinterp.model import SITES, Model, Tokens, as_tokens, forward
 from jaxinterp.model.compiled import jit
-from jaxinterp.model.record import whole_sites
 from jaxinterp.model.inputs import check_tokens
+from jaxinterp.model.record import whole_sites
 from jaxinterp.numerics import wide
 from jaxinterp.results import claim
 
