@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxinterp.checks import MANY, random_seed, whole_number
+from jaxinterp.checks import random_seed, whole_number
 from jaxinterp.metrics import Metric, logit_diff
 from jaxinterp.tasks.task import Task
 from jaxinterp.tasks.words import Span, commonest, following, position
@@ -34,6 +34,9 @@ class Twins(NamedTuple):
     after: Mapping[str, str] = {}
 
 
+PROMPTS = 1_000_000  # of a task: they are made one by one
+
+
 def check_request(
     tokenizer: Tokenizer, n: int, seed: int, prepend_bos: bool | None, **choices: tuple[Any, ...]
 ) -> None:
@@ -47,7 +50,7 @@ def check_request(
             expected = " or ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
             raise ValueError(f"{option}={value!r}, expected {expected}.")
     random_seed(seed)
-    whole_number("n", n, 1, MANY)
+    whole_number("n", n, 1, PROMPTS)
     if tokenizer.suffix and prepend_bos is not False:
         raise ValueError(
             f"{tokenizer!r} ends every prompt with a token of its own, so that END does not "

@@ -209,10 +209,12 @@ def test_bad_requests_are_refused():
         ({"templates": "AABB"}, "templates='AABB'"),
         ({"corruption": "noise"}, "corruption='noise'"),
         ({"n": 0}, "n=0"),
-        ({"n": 10**7}, "more than half"),
+        ({"n": 10**8}, "n=100000000, expected"),
     ]:
         with pytest.raises(ValueError, match=match):
             ioi(tokenizer, **options)
+    with pytest.raises(ValueError, match="more than half"):
+        ioi(word_level(names=NAMES[:4]), n=10**6)
     with pytest.raises(ValueError, match="Only 3 of"):
         ioi(word_level(names=NAMES[:3]))
     with pytest.raises(ValueError, match="Only 0 of 12 places"):
