@@ -29,12 +29,13 @@ def whole_number(
     expected = f"a whole number of at least {least}"
     if most is not None:
         expected = f"a whole number from {least} to {most}"
+    if isinstance(value, float) and value.is_integer():
+        expected += f", as an int ({int(value)})"
     if isinstance(value, (bool, np.bool_)) or np.ndim(value):
         raise ValueError(f"{name}={value!r}, expected {expected}.")
+    plain = value.item() if isinstance(value, (jax.Array, np.ndarray, np.generic)) else value
     try:
-        found = operator.index(
-            value.item() if isinstance(value, (jax.Array, np.ndarray)) else value
-        )
+        found = operator.index(plain)
     except TypeError:
         raise ValueError(f"{name}={value!r}, expected {expected}.") from None
     if found < least or (most is not None and found > most):
@@ -110,6 +111,7 @@ def numbers(name: str, values: Any, *, empty: bool = False, **bounds: Any) -> np
 def one_of(name: str, value: Any, choices: Iterable[Any]) -> Any:
     """The option ``name``, which is one of ``choices``. Raises ``ValueError`` for anything else."""
     choices = tuple(choices)
+    value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, (str, int, float, type(None))) or value not in choices:
         raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, choices))}.")
     return value

@@ -103,11 +103,13 @@ def _walk(path: Path) -> str:
     """Look at everything in the file, in another process. Returns what is wrong, "" if nothing."""
     size = path.stat().st_size
     most, seconds = max(UNPACKED * size, UNPACKED_LEAST), SECONDS * (1 + size / 1e9)
+    # -P: nothing that lies beside the file is imported.
     given = [str(path.absolute()), str(most), str(MEMORY + UNPACKED * size)]
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _WALK, *given], capture_output=True, text=True, check=False,
-            errors="replace", timeout=seconds, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            [sys.executable, "-P", "-c", _WALK, *given], capture_output=True, text=True,
+            check=False, errors="replace", timeout=seconds,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"HDF5 is busy with it for more than {seconds:.0f} seconds"

@@ -15,7 +15,8 @@ import numpy as np
 
 def wide_dtype(*values: Any) -> Any:
     """The dtype in which these arrays (or dtypes) are reduced: float32, or float64 if one is."""
-    return jnp.result_type(jnp.float32, *(getattr(value, "dtype", value) for value in values))
+    dtypes = [jnp.dtype(getattr(value, "dtype", value)) for value in values]
+    return jnp.dtype(jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32)
 
 
 def wide(x: Any) -> Any:

@@ -123,7 +123,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     """Read a result written by `save`, an ``xarray.DataArray`` or ``Dataset`` as it was.
 
     A file of another program is read as well, if it holds one array. Either is first looked at in
-    a process of its own (`jaxinterp.hdf5`), which takes a quarter of a second.
+    a process of its own (`jaxinterp.hdf5`), which takes about half a second.
 
     Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` when the file is not one, was
     changed, or is damaged.
@@ -202,7 +202,7 @@ class Parts:
         self.folder, self.key = writable_folder(folder), fingerprint(key, __version__)
         tidy(self.folder)
         if marked(self.folder) is None:
-            mark(self.folder, [PIECES])
+            mark(self.folder, [], [PIECES])
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{self.key}-{index:05d}.npz"

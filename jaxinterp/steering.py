@@ -18,6 +18,7 @@ import numpy as np
 from jaxinterp.checks import MANY, numbers, random_seed, whole_number
 from jaxinterp.directions import Direction, random_like
 from jaxinterp.generation import generate
+from jaxinterp.generation.run import ends_of
 from jaxinterp.grid_runs import Driver, batch_size, ignore
 from jaxinterp.interventions import Shared, add
 from jaxinterp.metrics import Metric, check_metric, cross_entropy, evaluate, kl, of_prompts
@@ -192,8 +193,7 @@ def continuations(
     norms = mean_norms(model, tokens, direction.site) if norms is None else np.asarray(norms)
     layer = whole_number("layer", layer, 0, len(norms) - 1)
     unit = direction.unit.vector if direction.vector.ndim == 1 else direction.unit.vector[layer]
-    if tokenizer is not None:
-        sampling = {"stop": tokenizer.ends or None, **sampling}
+    sampling = {"stop": ends_of(model, tokenizer), **sampling}
     new, losses, texts = [], [], []
     for coefficient in coefficients:
         edit = add(

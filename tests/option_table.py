@@ -75,12 +75,14 @@ TABLE = {
         "level": INSIDE, "resamples": MANY, "seed": SEED}),
     "Experiment": (experiment, {"margin": POSITIVE}),
     "Config": (config, {
-        **dict.fromkeys(("n_layers", "d_model", "n_heads", "d_head", "vocab_size", "n_ctx"), (
+        **dict.fromkeys(("d_model", "n_heads", "d_head", "vocab_size", "n_ctx"), (
             *COUNT, 10**12)),
-        **dict.fromkeys(("d_mlp", "n_kv_heads", "n_token_types", "n_outputs"), FROM_0_MANY),
+        **dict.fromkeys(
+            ("n_layers", "d_mlp", "n_kv_heads", "n_token_types", "n_outputs"), FROM_0_MANY
+        ),
         **dict.fromkeys(("attn_scale", "attn_softcap", "logit_softcap"), NOT_NEGATIVE),
-        "norm_eps": POSITIVE, "embed_scale": REAL, "windows": ((-1,), (1.5,), (True,), (math.nan,)),
-        "rotary_kind": ((-1,), (1,), (0.0,)),
+        "norm_eps": NOT_NEGATIVE, "embed_scale": REAL, "rotary_kind": ((-1,), (1,), (0.0,)),
+        "windows": ((-1,), (1.5,), (True,), (math.nan,)),
     }),
     "Rotary": (spread_over(ji.Rotary, dim=2), {"dim": COUNT, "theta": POSITIVE, "scaling": (
         ("linear", 0.0), ("linear", -1.0), ("linear", math.nan), ("other", 2.0))}),

@@ -10,10 +10,11 @@ import oracle
 import pytest
 from flax import struct
 from small_models import CONFIGS, ragged, sites_of, small_model, with_long
+from tiny_tokenizers import word_tokenizer
 
 from jaxinterp.generation import run as generation
 from jaxinterp.interventions import add, project_out, replace, scale, zero
-from jaxinterp.model import as_tokens, compiled, forward
+from jaxinterp.model import as_tokens, compiled, forward, init
 
 PROMPTS = [[3, 1, 4, 1, 5], [6, 5, 3], [8, 9, 7, 9]]
 LENGTHS = [len(prompt) for prompt in PROMPTS]
@@ -479,3 +480,11 @@ def test_models_that_cannot_generate_are_refused():
     with pytest.raises(ValueError, match="make 13; this gpt2 model has learned positions for 12"):
         generate(small_model("gpt2"), batch("left"), 7)
     assert generate(small_model("gpt2"), batch("left"), 6).new.shape == (3, 6)
+
+
+def test_ends_that_the_model_lacks_do_not_stop_it():
+    tokenizer = word_tokenizer(eos=True)  # whose end is id 11
+    small = CONFIGS["gpt2"].replace(vocab_size=11)
+    assert generation.ends_of(init(small, jax.random.key(0)), tokenizer) is None
+    assert generation.ends_of(small_model("gpt2"), tokenizer) == (11,)
+    assert generation.ends_of(small_model("gpt2"), None) is None

@@ -73,6 +73,18 @@ def test_whole_numbers(bad):
         checks.whole_number("n", bad, 1, 7)
 
 
+def test_a_float_that_is_whole_is_told_how_to_be_one():
+    with pytest.raises(ValueError, match=r"memory=4000000000\.0, .*, as an int \(4000000000\)"):
+        checks.whole_number("memory", 4e9, 1)
+
+
+def test_numpy_s_own_choices_are_choices():
+    assert checks.one_of("gated", np.bool_(True), (True, False)) is True
+    assert checks.one_of("bits", np.int64(8), (4, 8)) == 8
+    with pytest.raises(ValueError, match="bits=7, expected one of 4, 8"):
+        checks.one_of("bits", np.int64(7), (4, 8))
+
+
 MASKED = Tokens(PROMPTS, np.ones_like(PROMPTS))  # an attention mask where positions belong
 SHIFTED = Tokens(PROMPTS, np.broadcast_to(np.arange(7) + 1, PROMPTS.shape))
 WRAPPED = PROMPTS + 2**32

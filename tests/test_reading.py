@@ -174,6 +174,15 @@ def test_a_result_that_was_changed_is_noticed(tmp_path):
             ji.results.load(path)
 
 
+def test_nothing_that_lies_beside_a_file_is_run(tmp_path, monkeypatch):
+    path = ji.results.save(result(), tmp_path / "r.nc")
+    for name in ("h5py", "resource", "numpy"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    xr.testing.assert_identical(ji.results.load(path), result())
+    assert not (tmp_path / "ran").exists()
+
+
 def test_files_of_others_are_looked_at_in_another_process(tmp_path, monkeypatch):
     import h5py
 

@@ -66,8 +66,8 @@ class Pair:
     @property
     def amounts(self) -> jax.Array:
         """Nothing patched: zeros, shaped as the site's values with a width of 1."""
-        wide = SITES[self.site].axes[-1] in WIDTHS
-        shape = (*self.values.shape[:-1], 1) if wide else self.values.shape
+        has_width = SITES[self.site].axes[-1] in WIDTHS
+        shape = (*self.values.shape[:-1], 1) if has_width else self.values.shape
         return jnp.zeros(shape, wide_dtype(self.values))
 
     def measure(self, amounts: jax.Array, before: tuple = (), after: tuple = ()) -> jax.Array:

@@ -258,6 +258,12 @@ def padded_left(tokens: Tokens, length: int, pad: Any) -> Tokens:
     return tokens.replace(ids=jnp.where(tokens.mask, tokens.ids, pad))
 
 
+def ends_of(model: Model, tokenizer: Any) -> tuple[int, ...] | None:
+    """The ids that end a text, for ``stop=``, as far as the model has them; None without any."""
+    ends = () if tokenizer is None else tokenizer.ends
+    return tuple(i for i in ends if i < model.config.vocab_size) or None
+
+
 def check_prompts(model: Model, tokens: Tokens, n_new: int) -> None:
     """Refuse models that cannot generate, and prompts or lengths they cannot take."""
     c, length = model.config, tokens.shape[1]

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxinterp.checks import MANY, whole_number
 from jaxinterp.generation import generate
+from jaxinterp.generation.run import ends_of
 from jaxinterp.grid_runs import recorded
 from jaxinterp.interventions import replace
 from jaxinterp.model import Model, as_tokens
@@ -63,13 +64,13 @@ def patchscope(
     others = None if into_layers is None else layers_in(c.n_layers, into_layers, "into_layers")
     stream = recorded(model, source, sites=("resid_pre",))["resid_pre"]
     values = np.asarray(stream[:, rows, np.asarray(from_where)])  # [L B D]
-    ends = () if tokenizer is None else tokenizer.ends
+    stop = ends_of(model, tokenizer)
     tokens, log_probs, texts = [], [], list[str]()
     for layer in given:
         for put in [layer] if others is None else others:
             edit = replace("resid_pre", values[layer][:, None], layer=put, position=places)
             found = generate(
-                model, target, n_new, interventions=edit, apply="prompt", stop=ends or None
+                model, target, n_new, interventions=edit, apply="prompt", stop=stop
             )
             tokens.append(found.kept())
             texts += [] if tokenizer is None else found.texts(tokenizer)

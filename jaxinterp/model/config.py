@@ -155,7 +155,7 @@ class Config:
         for name in ("attn_scale", "attn_softcap", "logit_softcap"):
             real_number(name, getattr(self, name), least=0)
         real_number("embed_scale", self.embed_scale)
-        real_number("norm_eps", self.norm_eps, above=0)
+        real_number("norm_eps", self.norm_eps, least=0)
         for name, choices in _choices().items():
             value = getattr(self, name)
             held = name == "act" and isinstance(value, str)
@@ -213,7 +213,7 @@ def _choices() -> dict[str, tuple[Any, ...]]:
 
 # The least and the most of each size.
 _SIZES = {
-    "n_layers": (1, 100_000), "d_model": (1, MANY), "n_heads": (1, MANY), "d_head": (1, MANY),
+    "n_layers": (0, 100_000), "d_model": (1, MANY), "n_heads": (1, MANY), "d_head": (1, MANY),
     "d_mlp": (0, MANY), "vocab_size": (1, LONG), "n_ctx": (1, LONG), "n_kv_heads": (0, MANY),
     "n_token_types": (0, MANY), "n_outputs": (0, LONG),
 }  # fmt: skip

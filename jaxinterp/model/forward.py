@@ -83,11 +83,11 @@ def run_layers(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Stage 2: layers ``start`` to ``stop`` (exclusive) on the stream x [B P D].
 
-    Records are stacked over the layers run; a single layer that is not among them is zero.
-    With traced bounds the layers outside them
-    are passed over (and their records are zero), so that one program serves every range.
+    Records are stacked over the layers run. With traced bounds the layers outside them are
+    passed over (and their records are zero), so that one program serves every range.
 
-    Raises ``ValueError`` for bounds that are no range of layers; traced ones pass.
+    Raises ``ValueError`` for bounds that are no range of layers, and for a single layer to be
+    recorded that is not run; traced bounds pass.
     """
     check_model(model)
     c, tokens = model.config, as_tokens(tokens)

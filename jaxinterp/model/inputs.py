@@ -161,9 +161,17 @@ def _ragged(values: Any) -> list[np.ndarray] | None:
     if None in lengths or len(set(lengths)) < 2:
         return None
     for i, (row, length) in enumerate(zip(values, lengths, strict=True)):
-        if not length or any(np.ndim(each) for each in row):
+        if not length or _depth(row) != 1:
             raise ValueError(f"Prompt {i} is {row!r}, expected a list of at least one token id.")
     return [np.asarray(row) for row in values]
+
+
+def _depth(row: Any) -> int | None:
+    """The number of axes of a row; None where it has none that go together."""
+    try:
+        return np.ndim(row)
+    except ValueError:
+        return None
 
 
 def _batch(values: Any, fill: int) -> Any:

@@ -250,7 +250,7 @@ def init(config: Config, key: jax.Array, scale: float = 1.0) -> Model:
             fan_in = config.n_heads * config.d_head if name == "W_O" else leaf.shape[-2]
             std = scale * fan_in**-0.5
         if name in ("W_O", "W_out"):
-            std *= (2 * config.n_layers) ** -0.5
+            std *= (2 * max(config.n_layers, 1)) ** -0.5
         return std * jax.random.normal(key, leaf.shape, leaf.dtype)
 
     drawn = [draw(path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)]

@@ -58,22 +58,22 @@ def fit_logistic(
     )  # fmt: skip
     tolerance = real_number("tolerance", tolerance, least=0)
     used = int((np.asarray(weights) > 0).sum(-1).max())
-    X, *others = alike(X, weights, penalties, tolerance)
     targets = jnp.asarray(targets)
 
-    def fit(x: jax.Array) -> Probes:
+    def fit(x: Any) -> Probes:
+        x, *others = alike(x, weights, penalties, tolerance)
         found = _fit(
             x, targets, *others, n_classes=n_classes, max_steps=max_steps, scaled=scaled,
             used=used,
         )  # fmt: skip
         return jax.block_until_ready(found)
 
-    if X.ndim == 2:
+    if np.ndim(X) == 2:
         return fit(X)
     # Factorizations keep one core busy each: a second point fills the others meanwhile. A thread
     # does not know of ``jax.enable_x64`` around this call.
     with ThreadPoolExecutor(2) as pool:
-        several = map if jnp.result_type(float).itemsize > 4 else pool.map
+        several = map if jax.config.read("jax_enable_x64") else pool.map
         found = [fit(X[0]), *several(fit, X[1:])]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
 

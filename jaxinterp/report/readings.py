@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxinterp.checks import whole_number
 from jaxinterp.report.plots import BLUE, INK, ORANGE, RULE, SOFT, bare, plain, written
 from jaxinterp.report.tables import visible
 
@@ -47,7 +46,10 @@ def lens_table(
         raise ValueError(f"colour={colour!r}, expected one of {', '.join(SHADES)}.")
     if "top_text" not in reading or "head" in reading.dims:
         raise ValueError("A lens table needs texts and no head axis: read with tokenizer=.")
-    one = reading.isel(prompt=whole_number("prompt", prompt, 0, reading.sizes["prompt"] - 1))
+    if prompt not in reading.prompt.values:
+        held = ", ".join(map(str, reading.prompt.values[:8]))
+        raise ValueError(f"prompt={prompt!r}, expected one that the reading holds: {held}.")
+    one = reading.sel(prompt=prompt)
     one = one.isel(position=np.flatnonzero(np.isfinite(one.kl.values).all(0)))
     values = one[colour].values if colour in one else np.exp(one.top_log_prob.values[..., 0])
     texts, tokens = one.top_text.values[..., 0], one.token.values

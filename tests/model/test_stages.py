@@ -4,13 +4,15 @@ import functools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from oracle import assert_near
 from small_models import CONFIGS, PROMPTS, small_model
 
 from jaxinterp.interventions import scale
-from jaxinterp.model import as_tokens, embed, forward, run_layers, unembed
+from jaxinterp.model import as_tokens, embed, forward, init, run_layers, unembed
+from jaxinterp.numerics import wide, wide_dtype
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -103,3 +105,17 @@ def test_columns_of_positions_with_padding():
     tokens = as_tokens(PROMPTS).replace(positions=np.array([[-1, -1, 0, 1, 2, 3, 4]] * 2))
     assert tokens.columns(np.array([0, 4])).tolist() == [2, 6]
     assert tokens.columns(np.array([[0, 1], [2, 3]])).tolist() == [[2, 3], [4, 5]]
+
+
+def test_a_transformer_without_layers_is_its_ends():
+    config = CONFIGS["gpt2"].replace(n_layers=0)
+    model = init(config, jax.random.key(0))
+    x, _ = embed(model, PROMPTS)
+    np.testing.assert_allclose(forward(model, PROMPTS).logits, unembed(model, x)[0], atol=1e-6)
+
+
+def test_norms_follow_the_users_strict_promotion():
+    model = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), small_model("llama"))
+    with jax.numpy_dtype_promotion("strict"):
+        assert wide(jnp.ones(3, jnp.bfloat16)).dtype == jnp.float32
+        assert wide_dtype(model.params.embed.W_E) == jnp.float32

@@ -46,6 +46,14 @@ def test_a_lens_table_shows_the_top_tokens_of_one_prompt(tmp_path, colour):
     assert axes.get_title("left") == "$ lens"
 
 
+def test_a_lens_table_goes_by_the_prompts_labels(tmp_path):
+    some = reading().isel(prompt=[1])
+    shown = [t.get_text() for t in lens_table(some, tmp_path / "a.png", prompt=1).axes[0].texts]
+    assert shown == [f"{layer}1{p}" for layer in range(3) for p in range(3)]
+    with pytest.raises(ValueError, match="prompt=0, expected one that the reading holds: 1"):
+        lens_table(some, prompt=0)
+
+
 def test_curves_of_lenses_leave_out_what_is_zero(tmp_path):
     one, other = reading(), reading()
     figure = lens_curves({"logit lens": one, "tuned lens": other}, tmp_path / "c.png")
