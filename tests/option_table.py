@@ -261,7 +261,7 @@ TABLE = {
         **dict.fromkeys(("learning_rate", "sparsity", "target_l0", "k"), NOT_NEGATIVE),
         "seed": SEED}),
     "sae.Spelling.fit": (spelled, {
-        "min_words": COUNT, "min_f1": FRACTION, "min_letters": COUNT, "seed": SEED}),
+        "min_words": COUNT, "min_f1": FRACTION, "min_letters": FROM_0, "seed": SEED}),
     "sae.Store.batches": (lambda **o: next(store().batches(**{"size": 2, **o})), {
         "size": (*COUNT, 99), "seed": SEED, "epochs": COUNT, "mix": COUNT, "longest": POSITIVE,
         "shard": ((1, 1), (-1, 2), (0.5, 1))}),
@@ -297,7 +297,7 @@ TABLE = {
     "sae.first_letter": (
         lambda **o: sae.first_letter(M, dictionary(), words(), words=[" ab"], **o), {
             "examples": FROM_0_MANY, **SPELLING, "seed": SEED, "batch": COUNT, "min_words": COUNT,
-            "min_f1": FRACTION, "min_letters": COUNT}),
+            "min_f1": FRACTION, "min_letters": FROM_0}),
     "sae.fit_spelling": (
         lambda **o: sae.fit_spelling(M, words(), **{"site": "resid_post", "layer": 1, **o}),
         {"layer": INDEX, "examples": FROM_0_MANY, "seed": SEED, "batch": COUNT}),

@@ -150,17 +150,15 @@ def unembed(
         x = normalize(c, p.head.norm, x)
     tied = c.head == "tied"
     # Half-precision models have logits in float32: in bfloat16 one near 15 moves in steps of 0.06.
-    product = functools.partial(
-        jnp.einsum, precision=c.precision, preferred_element_type=wide_dtype(x)
-    )
+    dtype = wide_dtype(x)
     b = p.head.b_U
     if vocabulary is None:
         equation, W = ("bpd,vd->bpv", p.embed.W_E) if tied else ("bpd,dv->bpv", p.head.W_U)
-        logits = product(equation, x, W)
+        logits = einsum(c, equation, x, W, dtype=dtype)
         logits = logits if b is None else logits + b
     else:
         W = p.embed.W_E[vocabulary] if tied else jnp.moveaxis(p.head.W_U[:, vocabulary], 0, -1)
-        logits = product("bpd,bcd->bpc", x, W)
+        logits = einsum(c, "bpd,bcd->bpc", x, W, dtype=dtype)
         logits = logits if b is None else logits + b[vocabulary][:, None]
     return softcap(logits, c.logit_softcap), tap.recorded
 

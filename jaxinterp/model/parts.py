@@ -49,9 +49,9 @@ def held_gain(act: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], ja
     return held
 
 
-def einsum(config: Config, equation: str, *operands: jax.Array) -> jax.Array:
-    """``jnp.einsum`` at the model's matmul precision."""
-    return jnp.einsum(equation, *operands, precision=config.precision)
+def einsum(config: Config, equation: str, *operands: jax.Array, dtype: Any = None) -> jax.Array:
+    """``jnp.einsum`` at the model's matmul precision; ``dtype``: of the result, if not theirs."""
+    return jnp.einsum(equation, *operands, precision=config.precision, preferred_element_type=dtype)
 
 
 def normalize(

@@ -152,7 +152,7 @@ def _check_fit(
     """Refuse limits of `Spelling.fit` that mean nothing, before the model is run."""
     whole_number("min_words", min_words, 1)
     real_number("min_f1", min_f1, least=0, most=1)
-    whole_number("min_letters", min_letters, 1)
+    whole_number("min_letters", min_letters, 0)
 
 
 def fit_spelling(

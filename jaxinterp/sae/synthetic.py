@@ -81,8 +81,9 @@ def synthetic(
     """
     for name, size in (("n_features", n_features), ("width", width)):
         whole_number(name, size, 1, MANY)
-    for name, size in (("branch", branch), ("depth", depth), ("rank", rank)):
+    for name, size in (("branch", branch), ("depth", depth)):
         whole_number(name, size, 1, n_features)
+    whole_number("rank", rank, 1, MANY)
     whole_number("roots", roots, 0, n_features, optional=True)
     for name, share in (("correlation", correlation), ("exclusive", exclusive)):
         real_number(name, share, least=0, most=1)

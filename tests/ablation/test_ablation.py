@@ -277,7 +277,7 @@ def test_batches_parts_and_the_ledger(tmp_path):
     np.testing.assert_allclose(parts, whole, rtol=1e-4, atol=1e-5)
     assert done == [4, 4]
     assert ledger.experiments == 8
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("*.npz"))) == 2
     again = run("mean", batch=1, parts=tmp_path, ledger=ledger, **SOME)
     assert ledger.experiments == 8  # nothing ran
     np.testing.assert_array_equal(again, parts)
@@ -285,7 +285,7 @@ def test_batches_parts_and_the_ledger(tmp_path):
     others.append(run("mean", by=None, batch=1, parts=tmp_path, **SOME))
     others.append(run(np.ones(6), batch=1, parts=tmp_path, **SOME))
     assert all((other != parts).any() for other in others)
-    assert len(list(tmp_path.iterdir())) == 8
+    assert len(list(tmp_path.glob("*.npz"))) == 8
 
 
 def test_labels_claim_and_saving(tmp_path):

@@ -156,11 +156,9 @@ def test_a_mean_stands_in_for_values():
     np.testing.assert_allclose(given[:, 0], np.asarray(out).mean(1)[..., :6, :6], atol=1e-6)
 
 
-def test_hook_names_labels_and_saving(tmp_path):
+def test_labels_and_saving(tmp_path):
     record = {"corpus": "two prompts"}
-    found = mean_activations(
-        small_model("gpt2"), [PROMPTS], ["blocks.1.attn.hook_z", "mlp_out"], record=record
-    )
+    found = mean_activations(small_model("gpt2"), [PROMPTS], ["z", "mlp_out"], record=record)
     assert list(found) == ["z", "mlp_out"]
     assert found["z"].attrs["corpus"] == "two prompts"
     assert found["z"].attrs["n_prompts"] == 2

@@ -13,7 +13,7 @@ GPT2_SMALL = Config(
     gated=False, act="gelu", positions="learned",
 )  # fmt: skip
 TINY = Config(
-    n_layers=3, d_model=12, n_heads=4, d_head=5, d_mlp=7, vocab_size=11, n_ctx=8, gated=False
+    n_layers=3, d_model=12, n_heads=4, d_head=6, d_mlp=7, vocab_size=11, n_ctx=8, gated=False
 )
 FAMILIES = {
     "plain": TINY,

@@ -62,7 +62,10 @@ def test_heads(tiny, loaded, tmp_path, capsys):
         assert (tmp_path / f"{kind}.png").read_bytes().startswith(PNG)
     assert capsys.readouterr().out.startswith("previous_token: ")
     assert "</html>" in (tmp_path / "attention.html").read_text()
-    run("heads", tmp_path, "--model", tiny, "--n", "1", "--length", "5", "--text", TEXTS[0])
+    run(
+        "heads", tmp_path, "--model", tiny, "--n", "1", "--length", "5", "--text", TEXTS[0],
+        "--overwrite",
+    )  # fmt: skip
     page = (tmp_path / "attention.html").read_text()
     shown = heads.attention(model, TEXTS[0], tokenizer=tokenizer).token.values
     assert all(json.dumps(token)[1:-1] in page for token in shown.tolist())
