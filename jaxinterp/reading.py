@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import errno
 import json
 import math
 import os
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 
 JSON_BYTES = 48 << 20  # of a JSON file at most; its values may take thirty times as much memory
+OWN_JSON_BYTES = 1 << 30  # of one that only jaxinterp writes, such as a long run's history
 JSON_DEPTH = 100  # how deep its objects and lists may be nested
 NPZ_HEADER = 10_000  # bytes that say what an array of an npz file is
 UNPACKED = 50  # times its own size that a compressed archive may unpack to,
 UNPACKED_LEAST = 64 << 20  # or so many bytes, if that is more
 MESSAGE = 1200  # letters of an error
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOSPC, errno.ENOMEM)
 _NAME = 128  # letters of a part of a file's name
 _STEP = 16 << 20  # bytes that are unpacked at a time
 
@@ -55,6 +58,20 @@ def regular_file(path: str | os.PathLike[str], most: int | None = None) -> Path:
     if most is not None and found.st_size > most:
         raise LoadError(f"{path} has {found.st_size} bytes, expected at most {most}.")
     return path
+
+
+def looked_up(name: str) -> tuple[Path, bool]:
+    """The path of a name, with ``~`` in full, and whether there is anything.
+
+    Raises `LoadError` for a name that no file can have, and for the home of nobody.
+    """
+    try:
+        path = Path(name).expanduser()
+        return path, path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LoadError(
+            f"{name!r:.200} cannot be looked at ({str(error)[-200:]}): expected a path, or a name."
+        ) from error
 
 
 def regular_folder(path: str | os.PathLike[str]) -> int:
@@ -92,13 +109,18 @@ def damage_refused(path: Any, what: str, remedy: str = "Fetch it again.") -> Ite
     """Whatever a library raises over the damaged file ``path`` becomes a `LoadError`.
 
     what: the file is expected to be, as "a PyTorch file". `LoadError` and ``FileNotFoundError``
-    pass, and so does what no file may cause: running out of memory.
+    pass, and so does what is no fault of the file: ``PermissionError``, and running out of memory,
+    of open files, of space, or a disk that fails.
     """
     try:
         yield
-    except (LoadError, FileNotFoundError, MemoryError, KeyboardInterrupt, SystemExit):
+    except (LoadError, FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # parsers raise many kinds; Rust's panics are no Exception
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            raise
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise LoadError(f"{path} is not {what}, or it is damaged ({reason}). {remedy}") from error
 
@@ -106,13 +128,22 @@ def damage_refused(path: Any, what: str, remedy: str = "Fetch it again.") -> Ite
 def parse_json(text: str | bytes, source: Any) -> Any:
     """What a JSON text holds; ``source`` says in errors where the text is from.
 
-    Raises `LoadError` for text that is no JSON, nested deeper than `JSON_DEPTH`, or with two values
-    under one name.
+    Raises `LoadError` for text that is no JSON, nested deeper than `JSON_DEPTH`, or with two
+    different values under one name.
     """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            _check_repeated(pairs, found, source)
+        return found
+
     try:
-        found = json.loads(text, object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=once)
     except RecursionError:
         raise LoadError(f"{source} nests more than {JSON_DEPTH} levels of JSON.") from None
+    except LoadError:
+        raise
     except ValueError as error:  # also bytes that are no text
         raise LoadError(f"{source} is not valid JSON ({error}). Download it again.") from error
     level = [found]
@@ -123,13 +154,20 @@ def parse_json(text: str | bytes, source: Any) -> Any:
     return found
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these pairs. Raises ``ValueError`` where a name comes twice."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = collections.Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"it gives {twice[:80]!r} twice")
-    return found
+def _check_repeated(pairs: list[tuple[str, Any]], last: dict[str, Any], source: Any) -> None:
+    """Raises `LoadError` where a name comes again with another value than its last."""
+    counts = collections.Counter(name for name, _ in pairs)
+    for name, value in pairs:
+        if counts[name] > 1 and _form(value) != _form(last[name]):
+            raise LoadError(
+                f"{source} gives {name[:80]!r} two values, {value!r:.80} and {last[name]!r:.80}: "
+                "remove the wrong one."
+            )
+
+
+def _form(value: Any) -> str:
+    """The text of a JSON value, the same for equal values alone (1 is not true)."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _children(value: Any) -> Iterable[Any]:

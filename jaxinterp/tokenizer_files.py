@@ -252,9 +252,13 @@ def _declared(files: Files, named: dict[str, Any]) -> Iterator[tuple[int, tokeni
             yield index, _token(token, special=False)
         return
     special = {token.content for _, token in _extra(named)}
-    for text, index in sorted(files["added_tokens"].items(), key=lambda entry: str(entry[1])):
-        if not isinstance(index, int):
-            raise LoadError(f"added_tokens.json gives {text!r} the id {index!r}.")
+    for text, index in files["added_tokens"].items():
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise LoadError(
+                f"added_tokens.json gives {text!r} the id {index!r}, expected a whole number: "
+                "download it again."
+            )
+    for text, index in sorted(files["added_tokens"].items(), key=lambda entry: entry[1]):
         its = text in special
         yield index, tokenizers.AddedToken(text, normalized=not its, special=its)
 
@@ -275,10 +279,13 @@ def _add(
     folder: Path,
 ) -> None:
     """Add tokens that the backend does not have, which are then never cut in pieces."""
-    for index, token in wanted:
-        there = {known.content for known in backend.get_added_tokens_decoder().values()}
+    there = {known.content for known in backend.get_added_tokens_decoder().values()}
+    new: dict[str, tokenizers.AddedToken] = {}
+    for _, token in wanted:
         if token.content not in there:
-            backend.add_tokens([token])
+            new.setdefault(token.content, token)
+    backend.add_tokens(list(new.values()))  # at once: the backend goes over all for each call
+    for index, token in wanted:
         if index is not None and (got := backend.token_to_id(token.content)) != index:
             raise LoadError(
                 f"The files of {folder} give {token.content!r} the id {index}, which the "

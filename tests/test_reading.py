@@ -1,5 +1,6 @@
 """The shared layer for files of strangers: what is refused before it is opened or allocated."""
 
+import errno
 import io
 import json
 import os
@@ -56,9 +57,18 @@ def test_json_is_of_bounded_depth_and_says_nothing_twice():
     for deep in (101, 5_000, 1_000_000):
         with pytest.raises(LoadError, match="x nests more than 100 levels"):
             parse_json("[" * deep + "]" * deep, "x")
-    for text in ('{"a": 1, "b": {"c": 1, "c": 1}}', "{", b"\xff", "9" * 5000, "[1,]"):
+    for text in ("{", b"\xff", "9" * 5000, "[1,]"):
         with pytest.raises(LoadError, match="x is not valid JSON"):
             parse_json(text, "x")
+
+
+def test_json_says_one_thing_under_a_name():
+    same = '{"a": 1, "b": {"c": [1], "c": [1]}, "a": 1}'
+    assert parse_json(same, "x") == {"a": 1, "b": {"c": [1]}}
+    for one, other in (("1", "2"), ("1", "true"), ("1", "1.0"), ('{"c": 1}', '{"c": true}')):
+        with pytest.raises(LoadError, match=r"x gives 'a' two values, .*the wrong") as caught:
+            parse_json(f'{{"b": [{{"a": {one}, "a": {other}}}]}}', "x")
+        assert "valid JSON" not in str(caught.value)
 
 
 def test_an_error_quotes_no_more_than_a_reader_reads():
@@ -72,6 +82,12 @@ def test_what_interrupts_is_no_damage():
     for kind in (KeyboardInterrupt, MemoryError, FileNotFoundError, SystemExit):
         with pytest.raises(kind), damage_refused("x", "a file"):
             raise kind
+    for number in (errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOSPC):
+        with pytest.raises(OSError, match="fault") as caught, damage_refused("x", "a file"):
+            raise OSError(number, "not the file's fault")
+        assert caught.value.errno == number
+    with pytest.raises(LoadError, match="damaged"), damage_refused("x", "a file"):
+        raise OSError("truncated")
     with pytest.raises(LoadError, match=r"x is not a file, or it is damaged \(KeyError\)"):
         _lacking()
 

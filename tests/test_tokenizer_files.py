@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,27 @@ def test_what_save_wrote_is_whole(tmp_path):
     (tmp_path / "b" / "tokenizer.json").unlink()
     with pytest.raises(LoadError, match=r"lacks the tokenizer\.json that belongs to it"):
         Tokenizer.from_folder(tmp_path / "b")
+
+
+def _with_added(folder, added):
+    tiny_folders.write(folder, {"layout": "two", "files": {}})
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    return folder
+
+
+def test_added_tokens_come_by_their_numbers(tmp_path):
+    """Also 6,400 of them, in a moment."""
+    plain = Tokenizer.from_folder(_with_added(tmp_path / "a", {}))
+    first = plain.backend.get_vocab_size()
+    added = {f"<new{i}>": first + i for i in reversed(range(6400))}
+    assert len({len(str(i)) for i in added.values()}) > 1
+    start = time.perf_counter()
+    found = Tokenizer.from_folder(_with_added(tmp_path / "b", added))
+    assert time.perf_counter() - start < 5
+    assert all(found.backend.token_to_id(text) == index for text, index in added.items())
+    for bad in (True, "7", 7.0, None):
+        with pytest.raises(LoadError, match=f"the id {bad!r}, expected a whole number"):
+            Tokenizer.from_folder(_with_added(tmp_path / "c", {"<a>": first, "<b>": bad}))
 
 
 # The ends of texts

@@ -16,12 +16,14 @@ from jaxinterp.circuits.graph import Graph
 from jaxinterp.circuits.mib import Shared, from_mib, to_mib
 from jaxinterp.files import whole
 from jaxinterp.model import Config, Model
-from jaxinterp.reading import LoadError, damage_refused, read_json_object
+from jaxinterp.reading import JSON_BYTES, LoadError, damage_refused, read_json_object
 
 _FORMAT = "jaxinterp-circuit-1"
 MOST_POSITIONS = 1 << 20  # of a circuit that is read
 MOST_PLACES = 1 << 30  # receivers times senders times positions
 _SCORES = ("scores", "node_scores")
+_EDGE_BYTES = 400  # of a file for each edge at most, if that is more than `JSON_BYTES`
+_NEEDED = ("n_layers", "n_heads")  # in a file's cfg; other keys count where it has them
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -208,7 +210,8 @@ class Circuit:
         readers need a score of every edge: without any, those of the circuit get 1, others 0.
 
         Raises ``ValueError`` for another format, and for what the MIB format has no place for:
-        positions, and scores that are not finite.
+        positions, and scores that are not finite. Also raises it for a file that ``load`` would
+        refuse as too large, which a circuit of very many positions makes.
         """
         if format not in ("own", "mib"):
             raise ValueError(f"format={format!r}, expected 'own' or 'mib'.")
@@ -219,8 +222,14 @@ class Circuit:
         data = self._to_dict()
         if format == "mib":
             data = to_mib(self.graph, self.edges, self.scores, self.node_scores)
+        text, most = json.dumps(data), _most_bytes(self.graph)
+        if len(text) > most:  # of ASCII
+            raise ValueError(
+                f"The file would have {len(text)} bytes, of which at most {most} are read again: "
+                "save fewer positions."
+            )
         with whole(path) as temporary:
-            Path(temporary).write_text(json.dumps(data), encoding="utf-8")
+            Path(temporary).write_text(text, encoding="utf-8")
         return Path(path)
 
     def _to_dict(self) -> dict[str, Any]:
@@ -245,7 +254,8 @@ class Circuit:
         Of a MIB file an edge that is not listed is outside, with score 0; under grouped heads the
         score of a key/value head's edge is the sum of its queries'. shared: when such an edge is in
         the circuit: where it is of "any" of its queries, or of "all"; "same" refuses a file with it
-        for some only.
+        for some only. It has no effect on a file of our own format, which has one edge for all
+        queries of a key/value head.
 
         Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` for other files, other
         models' circuits, names that are none of this model's, and what a circuit here has no place
@@ -254,14 +264,14 @@ class Circuit:
         graph = graph_of(model)
         one_of("shared", shared, get_args(Shared))
         with damage_refused(path, "a circuit file", "Save the circuit again."):
-            data = read_json_object(path)
+            data = read_json_object(path, _most_bytes(graph))
             cfg, own = data["cfg"], graph.to_dict()
             if not isinstance(cfg, dict):
                 raise LoadError(f"{path} has cfg={cfg!r}, expected an object.")
-            for key in own:
-                if cfg.get(key, None if key in ("n_layers", "n_heads") else own[key]) != own[key]:
+            for key, value in own.items():
+                if (key in cfg or key in _NEEDED) and cfg.get(key) != value:
                     raise LoadError(
-                        f"{path} is of a model with {key} {cfg.get(key)}, this one has {own[key]}."
+                        f"{path} is of a model with {key} {cfg.get(key)}, this one has {value}."
                     )
             if "format" not in data:
                 return cls(graph, *from_mib(graph, data, path, shared))
@@ -272,6 +282,11 @@ class Circuit:
                 raise LoadError(f"{path} has {more[0]}, which is not known here.")
             edges = _from_own(graph, data["edges"], data["positions"])
             return cls(graph, edges, *(data.get(name) for name in _SCORES))
+
+
+def _most_bytes(graph: Graph) -> int:
+    """The bytes that a file of a graph's circuit may have."""
+    return max(JSON_BYTES, _EDGE_BYTES * graph.n_edges)
 
 
 def _from_own(graph: Graph, edges: Any, positions: Any) -> np.ndarray:

@@ -138,8 +138,9 @@ class Claim:
     def needs(self) -> Needs:
         """What `rerun` would load, fetch and compute; its text says so in a sentence.
 
-        Nothing is fetched and nothing but the names of local files is looked at. Raises
-        `jaxinterp.loading.LoadError` where the claim's record of its model is no record.
+        Nothing is fetched, and of local files no more than the names and the headers is looked at.
+        Raises `jaxinterp.loading.LoadError` where the claim's record of its model is no record, or
+        its source no path that there can be.
         """
         return needs_of(self)
 
@@ -252,7 +253,13 @@ class Claim:
         Raises ``FileNotFoundError``, and `jaxinterp.loading.LoadError` as `from_json` does.
         """
         data = regular_file(path, JSON_BYTES).read_bytes()
-        return cls.from_json(data.decode("utf-8", "replace"))
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise LoadError(
+                f"{path} is no text in UTF-8 ({error}). Save the claim anew."
+            ) from error
+        return cls.from_json(text)
 
     @classmethod
     def from_json(cls, text: str) -> Claim:
@@ -296,14 +303,20 @@ class Claim:
         return cls(**given, experiments=tuple(experiments))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it as .json, .html or .txt, by the name's ending; whole or not at all."""
+        """Write it as .json, .html or .txt, by the name's ending; whole or not at all.
+
+        Raises ``ValueError`` as `text`, and for another ending.
+        """
         path = Path(path)
         forms = {".json": self.to_json, ".html": self.html, ".txt": self.text}
         if path.suffix not in forms:
             raise ValueError(f"{path.name} ends in {path.suffix!r}: expected {', '.join(forms)}.")
         said = forms[path.suffix]()
+        # UTF-8 has no bytes for a lone surrogate: JSON has an escape, which reads back as it was.
+        # The text and the page show it by its number.
+        errors = "backslashreplace" if path.suffix == ".json" else "strict"
         with whole(path) as temporary:
-            temporary.write_text(said, encoding="utf-8", errors="replace")
+            temporary.write_text(said, encoding="utf-8", errors=errors)
         return path
 
 

@@ -6,15 +6,15 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from jaxinterp.loading.folder import is_in_cache
 from jaxinterp.loading.registry import BUILT_IN, is_cached
 from jaxinterp.loading.shipped import shipped
 from jaxinterp.model import Config, n_params, shapes
-from jaxinterp.reading import LoadError, parse_json
+from jaxinterp.reading import LoadError, looked_up, parse_json
 
 if TYPE_CHECKING:
     from jaxinterp.claims.claim import Claim
@@ -33,7 +33,8 @@ class Needs:
     """What `Claim.rerun` loads, fetches and computes.
 
     model: the name, path or hub id that is loaded, at ``revision``. place: where it is; "nowhere"
-    for a model that has to be given. fetches: whether it would be downloaded. size: bytes of its
+    for a model that has to be given. fetches: whether it would be downloaded; of the hub, all but a
+    commit that lies in the cache, since a branch may have moved on. size: bytes of its
     parameters (of the files, for a built-in model). experiments: interventions, one run each and
     one without for every experiment. prompts: sequences that go through the model in all.
     resamples: of each bootstrap interval.
@@ -67,7 +68,11 @@ def needs_of(claim: Claim) -> Needs:
     size = n_params(shapes(config_of(said))) * np.dtype(_dtype(said["dtype"])).itemsize
     if place == "built-in":
         size = BUILT_IN[name].size
-    fetches = place == "hub" or (place == "built-in" and not is_cached(name))
+    fetches = False
+    if place == "built-in":
+        fetches = not is_cached(name)
+    elif place == "hub":
+        fetches = not (COMMIT.fullmatch(revision or "") and is_in_cache(name, str(revision)))
     runs = [len(e) for e in claim.experiments]
     prompts = sum((1 + n) * e.n_prompts for n, e in zip(runs, claim.experiments, strict=True))
     return Needs(name, revision, place, fetches, size, sum(runs), prompts, claim.resamples)
@@ -112,5 +117,5 @@ def _place(name: str, known: bool) -> Place:
         return "built-in"
     if name in shipped():
         return "shipped"
-    local = Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+    local = looked_up(name)[1] or name.startswith((".", "/", "~"))
     return "local" if local or name.endswith(".gguf") else "hub"

@@ -28,7 +28,7 @@ from jaxinterp.loading.shipped import (
 from jaxinterp.loading.shipped import shipped as shipped_names
 from jaxinterp.loading.weights import refuse_adapters
 from jaxinterp.model import Model
-from jaxinterp.reading import LoadError, regular_file
+from jaxinterp.reading import LoadError, looked_up, regular_file
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
@@ -64,13 +64,15 @@ def load(
     dtype: of the parameters. mesh: where they are laid out, split over its axis "model".
     revision: a branch, tag or commit of the hub; ``"step-<n>"`` of a shipped model, as it was
     after n steps of training (`card` lists which are kept). ignore_keys: unknown keys of
-    config.json to pass over, which are refused otherwise, since they may change the computation.
+    config.json to pass over, which are refused otherwise, since they may change the computation;
+    a key that is known, or that the file does not hold, is refused here.
 
     ``model.revision`` is the hub's commit, or the SHA-256 of the weight files. Raises
     `LoadError` for anything unknown, missing, corrupted or unsupported.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
         raise LoadError(f"dtype={dtype!r} is no floating-point type: expected e.g. jnp.float32.")
+    ignore_keys = (ignore_keys,) if isinstance(ignore_keys, str) else tuple(ignore_keys)
     if (folder := find(name)) is not None:
         _no_keys(ignore_keys, folder)
         return load_shipped(folder, dtype, mesh, revision)
@@ -96,8 +98,8 @@ def _no_keys(ignore_keys: Collection[str], path: Path) -> None:
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:
     """Where the files are, what the model is called, and its revision if it is known."""
-    path = Path(name).expanduser()
-    local = path.exists() or name.startswith((".", "/", "~")) or name.endswith(".gguf")
+    path, there = looked_up(name)
+    local = there or name.startswith((".", "/", "~")) or name.endswith(".gguf")
     if revision is not None and (local or name in BUILT_IN):
         raise LoadError(f"revision={revision!r} applies to hub ids only; {name!r} is not one.")
     if name in BUILT_IN:
@@ -105,7 +107,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str, str | None]:
     if not local:
         folder, commit = download(name, revision)
         return folder, name, commit
-    if not path.exists():
+    if not there:
         raise LoadError(f"{path} does not exist: expected a model folder or a .gguf file.")
     if not path.is_dir():
         regular_file(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "jaxinterp.json"
 _FORMAT = 1
+_DTYPES = "float64|float32|float16|bfloat16"
 
 
 def save(
@@ -34,8 +36,10 @@ def save(
 ) -> Path:
     """Write a checkpoint folder that `load` reads back bit for bit.
 
-    The folder appears whole or not at all. Raises ``FileExistsError`` if there is
-    something at ``path``, unless ``overwrite``.
+    The folder appears whole or not at all. Checksums of the arrays are written with them, except
+    for a model that is split over several hosts, of which none has all.
+
+    Raises ``FileExistsError`` if there is something at ``path``, unless ``overwrite``.
     """
     import orbax.checkpoint as ocp
 
@@ -46,7 +50,7 @@ def save(
         "revision": model.revision,
         "config": model.config.to_dict(),
         "shapes": _shapes(model.params),
-        "sums": checksums(map(np.asarray, jax.tree.leaves(model.params))),
+        "sums": _sums(model.params),
     }
     with whole_folder(path, overwrite=overwrite) as folder:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -58,7 +62,11 @@ def save(
 
 
 def load_checkpoint(path: Path, dtype: Any, mesh: Any) -> tuple[Model, Tokenizer | None]:
-    """Read a folder written by `save`, over ``mesh`` if one is given."""
+    """Read a folder written by `save`, over ``mesh`` if one is given.
+
+    The arrays are compared with their checksums, unless they are read in another dtype, over
+    several hosts, or were written by several hosts or by a version that wrote no checksums.
+    """
     import orbax.checkpoint as ocp
 
     path = path.absolute()
@@ -96,21 +104,39 @@ def load_checkpoint(path: Path, dtype: Any, mesh: Any) -> tuple[Model, Tokenizer
         raise LoadError(f"The arrays in {path / 'params'} cannot be read: {reason}") from error
     if mesh is None:  # orbax binds arrays to a device; free ones follow others to theirs
         params = jax.tree.map(np.asarray, params)
-        _check_sums(path, description.get("sums"), jax.tree.leaves(params))
+    if (kept := description.get("sums")) is not None:
+        _check_sums(path, kept, params)
+    if mesh is None:
         params = jax.tree.map(jax.device_put, params)
     model = Model(params, config, name=name, revision=revision)
     return model, read_tokenizer(path)
 
 
-def _check_sums(path: Path, kept: Any, leaves: list[np.ndarray]) -> None:
+def _sums(params: Any) -> list[str] | None:
+    """The checksums of all arrays, None where this host has a part of them only."""
+    leaves = jax.tree.leaves(params)
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in leaves):
+        return None
+    return checksums(map(np.asarray, leaves))  # one at a time
+
+
+def _check_sums(path: Path, kept: Any, params: Any) -> None:
     """Raise `LoadError` where arrays are others than those that were saved.
 
     kept: their checksums; of arrays that are read in another dtype they say nothing.
     """
-    found = checksums(leaves)
-    before = kept if isinstance(kept, list) and len(kept) == len(found) else found
-    for one, other in zip(map(str, before), found, strict=True):
-        if one.split()[0] == other.split()[0] and one != other:
+    n = len(jax.tree.leaves(params))
+    if not isinstance(kept, list) or len(kept) != n or not all(isinstance(s, str) for s in kept):
+        raise LoadError(
+            f"{path / DESCRIPTION} has sums that are not the checksums of {n} arrays: save the "
+            "checkpoint again."
+        )
+    found = _sums(params)
+    for one, other in zip(kept, kept if found is None else found, strict=True):
+        dtype, _, rest = other.partition(" ")
+        shape = re.escape(rest.rpartition(" ")[0])
+        stored = re.fullmatch(rf"({_DTYPES}) {shape} [0-9a-f]{{8}}", one)
+        if not stored or (stored[1] == dtype and one != other):
             raise LoadError(
                 f"The arrays in {path / 'params'} are not those that were saved: their checksums "
                 "differ. Save it again."

@@ -99,6 +99,21 @@ def download(name: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def is_in_cache(name: str, commit: str) -> bool:
+    """Whether config.json and all weights of a commit lie in the hub's cache on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=commit)
+        if not isinstance(config, str):
+            return False
+        open_weights(Path(config).parent)
+    except (LoadError, FileNotFoundError, HFValidationError):
+        return False
+    return True
+
+
 def _unreachable(name: str, error: Exception) -> LoadError:
     from jaxinterp.loading.registry import BUILT_IN
     from jaxinterp.loading.shipped import shipped

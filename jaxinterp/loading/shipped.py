@@ -26,7 +26,7 @@ from jaxinterp.loading.registry import BUILT_IN
 from jaxinterp.loading.sharding import shardings
 from jaxinterp.loading.tensors import Safetensors
 from jaxinterp.model import Config, Model, n_params, shapes
-from jaxinterp.reading import LoadError
+from jaxinterp.reading import LoadError, looked_up
 
 if TYPE_CHECKING:
     from jaxinterp.tokens import Tokenizer
@@ -126,7 +126,7 @@ def find(name: str | os.PathLike[str]) -> Path | None:
     text = os.fspath(name)
     if text in BUILT_IN:  # a local folder does not shadow it
         return None
-    path = weights_folder() / text if text in shipped() else Path(text).expanduser()
+    path = weights_folder() / text if text in shipped() else looked_up(text)[0]
     return path.absolute() if (path / CARD).is_file() else None
 
 

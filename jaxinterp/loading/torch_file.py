@@ -6,6 +6,7 @@ lie beside it, uncompressed.
 
 from __future__ import annotations
 
+import collections
 import math
 import os
 import zipfile
@@ -63,6 +64,9 @@ class TorchFile:
             _flatten(described(archive.read(pickled)), "", self._at, [0])
             for name, tensor in self._at.items():
                 _check(name, tensor, members.get(self._member(tensor.storage)))
+        uses = collections.Counter(self._member(tensor.storage) for tensor in self._at.values())
+        self._shared = {member for member, number in uses.items() if number > 1}
+        self._held: dict[str, bytes] = {}  # the shared storage that was read last
 
     def names(self) -> Iterable[str]:
         """Of the tensors, nested mappings' names joined by dots."""
@@ -73,8 +77,20 @@ class TorchFile:
         return self._at[name].shape
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor, read-only. Raises `LoadError` where its bytes are damaged."""
-        return self.read_all([name])[name]
+        """One tensor, read-only. Raises `LoadError` where its bytes are damaged.
+
+        A storage that several tensors share is kept until another one is read.
+        """
+        tensor = self._at[name]
+        member = self._member(tensor.storage)
+        if member in self._held:
+            return _view(tensor, self._held[member])
+        self._held = {}
+        with opened_archive(self.path, _KIND) as archive:
+            data = archive.read(member)
+        if member in self._shared:
+            self._held = {member: data}
+        return _view(tensor, data)
 
     def read_all(self, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
         """Some or all tensors by name; tensors of one storage share its memory, read-only."""

@@ -82,11 +82,11 @@ def _open(files: list[Path], where: Mapping[str, str], folder: Path) -> Tensors:
     parts: dict[str, Tensors] = {}
     for file in files:
         torch = file.suffix == ".bin"
-        parts[file.name] = TorchFile(file) if torch else Safetensors([file], str(folder))
+        parts[file.name] = TorchFloats(file) if torch else Safetensors([file], str(folder))
     return Shards(parts, where, str(folder))
 
 
-class TorchFile:
+class TorchFloats:
     """The floats of one file that ``torch.save`` wrote, one tensor at a time in memory."""
 
     def __init__(self, file: Path):

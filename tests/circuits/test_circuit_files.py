@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from small_models import CONFIGS
 
-from jaxinterp.circuits import Circuit, Graph, top_edges
+from jaxinterp.circuits import Circuit, Graph, circuit, top_edges
 from jaxinterp.loading import LoadError
+from jaxinterp.reading import JSON_BYTES
 
 LLAMA = CONFIGS["llama"]  # 4 heads, 2 key/value heads
 GRAPHS = {name: Graph(CONFIGS[name]) for name in ("gpt2", "llama", "neox")}
@@ -246,6 +247,32 @@ def test_every_key_of_their_files_counts(where, value, named, tmp_path):
         with pytest.raises(LoadError) as error:
             Circuit.load(path, graph)
         assert named in str(error.value)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize("form", ["own", "mib"])
+def test_what_is_written_is_never_too_large_to_read(heads, form, tmp_path, monkeypatch):
+    """The limit grows with the graph: of Llama 3.1 8B's 805,681 edges a file has over 60 MB."""
+    n_heads, n_kv_heads = heads
+    graph = Graph(LLAMA.replace(n_layers=8, n_heads=n_heads, n_kv_heads=n_kv_heads))
+    path = scored(graph).save(tmp_path / "c.json", format=form)
+    monkeypatch.setattr(circuit, "JSON_BYTES", 1)
+    assert Circuit.load(path, graph) == scored(graph)
+    path.write_bytes(path.read_bytes() + b" " * 400 * graph.n_edges)
+    with pytest.raises(LoadError, match="expected at most"):
+        Circuit.load(path, graph)
+    many = np.repeat(graph.exists[..., None], 200, -1)
+    with pytest.raises(ValueError, match="save fewer positions"):
+        Circuit(graph, many).save(tmp_path / "d.json")
+    assert not (tmp_path / "d.json").exists()
+
+
+def test_a_file_beyond_the_usual_limit(tmp_path):
+    graph = Graph(LLAMA.replace(n_layers=20, n_heads=16, n_kv_heads=16))
+    found = Circuit(graph, graph.mask(graph.edges[:9]))
+    path = found.save(tmp_path / "c.json")
+    path.write_bytes(path.read_bytes() + b" " * JSON_BYTES)
+    assert Circuit.load(path, graph) == found
 
 
 def test_every_key_of_our_files_counts(tmp_path):

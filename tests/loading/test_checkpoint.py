@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp.loading import LoadError, load, save
+from jaxinterp.loading import LoadError, checkpoint, load, save
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -102,6 +102,45 @@ def test_arrays_that_are_not_those_that_were_saved_are_refused(tmp_path):
     with pytest.raises(LoadError, match="not those that were saved: their checksums differ"):
         load(path)
     load(path, dtype=jnp.bfloat16)  # of another dtype they say nothing
+    mesh = jax.make_mesh((1,), ("model",))
+    with pytest.raises(LoadError, match="not those that were saved: their checksums differ"):
+        load(path, mesh=mesh)
+
+
+@pytest.mark.parametrize(
+    ("sums", "message"),
+    [
+        (lambda sums: [], "not the checksums of"),
+        (lambda sums: sums[1:], "not the checksums of"),
+        (lambda sums: "x" * len(sums), "not the checksums of"),
+        (lambda sums: [7] * len(sums), "not the checksums of"),
+        (lambda sums: [""] * len(sums), "checksums differ"),
+        (lambda sums: ["int32" + s[7:] for s in sums], "checksums differ"),
+        (lambda sums: ["bfloat16 (9,) 00000000" for _ in sums], "checksums differ"),
+    ],
+)
+def test_checksums_that_are_none_are_refused(sums, message, tmp_path):
+    path = save(tmp_path / "c", load(GOLDENS / "gpt2")[0])
+    said = json.loads((path / "jaxinterp.json").read_text())
+    said["sums"] = sums(said["sums"])
+    (path / "jaxinterp.json").write_text(json.dumps(said))
+    with pytest.raises(LoadError, match=message):
+        load(path)
+
+
+def test_arrays_of_several_hosts_have_no_checksums(monkeypatch, tmp_path):
+    class Part:
+        """An array of which another host has the rest."""
+
+        is_fully_addressable = False
+
+        def __array__(self, *_, **__):
+            raise RuntimeError("spans devices that are not addressable")
+
+    assert checkpoint._sums([Part(), np.zeros(3)]) is None
+    model = load(GOLDENS / "gpt2")[0]
+    monkeypatch.setattr(checkpoint, "_sums", lambda params: None)
+    same(load(save(tmp_path / "c", model))[0], model)
 
 
 def test_missing_arrays_are_an_error(tmp_path):

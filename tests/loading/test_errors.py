@@ -339,7 +339,7 @@ def test_what_is_no_file(folder, file, kind):
     [
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "100 levels"),
         ('{"a":' * 200 + "1" + "}" * 200, "100 levels"),
-        ('{"a": 1, "a": 2}', "gives 'a' twice"),
+        ('{"a": 1, "a": 2}', "gives 'a' two values, 1 and 2"),
         ("[1]", "holds list, expected a JSON object"),
         ('"\\ud800', "not valid JSON"),
         ("\xff", "not valid JSON"),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxinterp.loading import LoadError, load
+from jaxinterp.loading import LoadError, load, torch_file
 from jaxinterp.loading.families import FAMILIES, family_of
 from jaxinterp.loading.families.keys import FIXED, IDLE, NEEDED
 from jaxinterp.loading.torch_file import write_torch
@@ -171,6 +171,18 @@ def test_ignored_keys_at_the_door(tmp_path):
     nested = {"model_type": "gemma3", "text_config": {**gemma, "new": 1}}
     refused("gemma3_text model has the unknown key 'new'", nested, call=family_of("gemma3").config)
     assert family_of("gemma3").config(nested, ["new"]) == family_of("gemma3_text").config(gemma)
+    taken = load(folder, ignore_keys="new")[0].config
+    assert taken == load(GOLDENS / "llama")[0].config
+    refused("names 'old', which config.json .* does not hold", folder, ignore_keys=("new", "old"))
+    refused("names 'factor', which config.json .* does not hold", config_of("llama_yarn"),
+            ["factor"], call=family_of("llama").config)  # fmt: skip
+    config = {**config_of("llama"), "rope_scaling": LINEAR, "rope_parameters": None}
+    folder = write(tmp_path / "b", config, tensors_of("llama"))
+    refused("names 'rope_scaling_v2', which", folder, ignore_keys="rope_scaling_v2")
+    refused("names 'rope_scaling', which the family .* knows", folder, ignore_keys="rope_scaling")
+    for key in sorted(set(gemma) - {"architectures"}):
+        refused(f"names {key!r}, which the family", nested, ["new", key],
+                call=family_of("gemma3").config)  # fmt: skip
     nested["tie_word_embeddings"] = False
     nested["text_config"] = {**gemma, "tie_word_embeddings": True}
     refused("disagree on tie_word_embeddings", nested, call=family_of("gemma3").config)
@@ -416,6 +428,22 @@ def test_tied_tensors_of_a_pytorch_file(tmp_path):
         return {**tensors, "lm_head.weight": tensors["transformer.wte.weight"]}
 
     same(as_torch("gpt2", tmp_path / "torch", tie), "gpt2")
+
+
+def test_a_shared_storage_is_read_once(tmp_path, monkeypatch):
+    """Of many views of one storage, asked for one after another."""
+    torch_file.write_torch(tmp_path / "t.bin", {str(i): np.full(3, float(i)) for i in range(4)})
+    file, read = torch_file.TorchFile(tmp_path / "t.bin"), []
+    whole = torch_file.Storage("DoubleStorage", "2", 3)
+    for name in "013":
+        file._at[name] = file._at[name]._replace(storage=whole)
+    file._shared = {file._member(whole)}
+    kept = torch_file.zipfile.ZipFile.read
+    monkeypatch.setattr(torch_file.zipfile.ZipFile, "read",
+                        lambda self, name: (read.append(name), kept(self, name))[1])  # fmt: skip
+    for name in "0123":
+        np.testing.assert_array_equal(file.read(name), np.full(3, 2.0))
+    assert len(read) == 1
 
 
 def test_which_file_is_read(tmp_path):

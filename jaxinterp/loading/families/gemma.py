@@ -179,6 +179,7 @@ GEMMA3 = Family(
              "image_token_index", "boi_token_id", "eoi_token_id", "image_token_id"),
             "images are no inputs of the language model",
         ),
+        inner={"text_config": GEMMA3_TEXT.keys},
     ),
     build=_gemma3_with_images,
     models=("Gemma3ForConditionalGeneration",),

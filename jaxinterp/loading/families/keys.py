@@ -1,4 +1,8 @@
-"""What config.json may say: a key is used, is without effect on the computation, or is refused.
+"""What config.json may say: a key is used, fixed or idle, or else it is refused.
+
+A used key says something that the computation depends on, so its value is read. A fixed key may
+only be at the one value that is supported, so any other value is refused. An idle key changes
+nothing in what the model computes, so its value is passed over.
 
 The lists follow the configuration classes and the modelling code of transformers 5.24, whose
 defaults stand for what a file leaves out. A key that is on no list is refused by its name, since
@@ -81,27 +85,31 @@ class Keys:
 
     used: those that the computation depends on. fixed: those that have to be at one value, with
     what another would mean. idle: those without effect, with the reason, beside `IDLE`. aliases:
-    other names of used keys.
+    other names of used keys. inner: those whose object has keys of its own, and which it may have.
     """
 
     used: Mapping[str, Key]
     fixed: Mapping[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     idle: Mapping[str, str] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    inner: Mapping[str, Keys] = dataclasses.field(default_factory=dict)
 
     def read(self, json: Json, ignore: Collection[str] = ()) -> dict[str, Any]:
         """Every used key with its value or its default.
 
         ignore: unknown keys that are passed over. Raises `LoadError` for a key that is unknown,
-        is at a value that is not supported, or is missing, and for one in ``ignore`` that is known.
+        is at a value that is not supported, or is missing, and for one in ``ignore`` that is known
+        or that the file does not hold.
         """
-        if known := sorted(self._known() & set(ignore)):
-            raise LoadError(
-                f"ignore_keys names {known[0]!r}, which this {json.get('model_type')} model knows: "
-                "only unknown keys can be passed over."
-            )
         of = f"of this {json.get('model_type')} model"
-        said = {key: _without(value, ignore) for key, value in json.items() if key not in ignore}
+        objects = [json, *(json[key] for key in self.inner if isinstance(json.get(key), dict))]
+        for name in ignore:
+            if not any(name in each for each in objects):
+                raise LoadError(
+                    f"ignore_keys names {name!r}, which config.json {of} does not hold among the "
+                    "model's own keys: take the name out."
+                )
+        said = self._kept(json, ignore, of)
         for alias, key in self.aliases.items():
             if alias in said and said.setdefault(key, said[alias]) != said[alias]:
                 raise LoadError(
@@ -117,6 +125,19 @@ class Keys:
                     "another checkpoint."
                 )
         return {name: self._value(name, key, said, of) for name, key in self.used.items()}
+
+    def _kept(self, json: Json, ignore: Collection[str], of: str) -> dict[str, Any]:
+        """What is said without the keys to pass over. Raises `LoadError` for one that is known."""
+        if known := sorted(self._known() & json.keys() & set(ignore)):
+            raise LoadError(
+                f"ignore_keys names {known[0]!r}, which the family {of} knows: only unknown keys "
+                "can be passed over."
+            )
+        kept = {key: value for key, value in json.items() if key not in ignore}
+        for key, keys in self.inner.items():
+            if isinstance(kept.get(key), dict):
+                kept[key] = keys._kept(kept[key], ignore, of)
+        return kept
 
     def _known(self) -> set[str]:
         groups = (self.used, self.fixed, self.aliases, self.idle, IDLE, FIXED)
@@ -146,13 +167,6 @@ class Keys:
                 "download the file again or correct the value."
             )
         return value
-
-
-def _without(value: Any, ignore: Collection[str]) -> Any:
-    """A nested object without the keys that are passed over."""
-    if not isinstance(value, dict):
-        return value
-    return {key: entry for key, entry in value.items() if key not in ignore}
 
 
 def _because(reason: str, keys: str) -> dict[str, str]:
