@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fnmatch
+import hashlib
 import json
 import os
 import re
@@ -30,9 +31,26 @@ if sys.platform != "win32":
 MARK = ".jaxinterp.json"  # lists what is ours in a folder
 LOCK = ".jaxinterp.lock"  # is there while a run writes to a folder
 
+
+def _space() -> str:
+    """What tells apart machines and containers of one host name, and starts of a machine.
+
+    In each, the same number is another process.
+    """
+    said = ""
+    with contextlib.suppress(OSError, AttributeError):
+        said += os.readlink("/proc/self/ns/pid")
+    with contextlib.suppress(OSError):
+        said += Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
+    return hashlib.sha256(said.encode()).hexdigest()[:8]
+
+
 _HOST = re.sub(r"\W", "_", socket.gethostname())
-_LEFT = re.compile(r"\.(?P<name>.+)\.jaxinterp-(?P<host>\w+)-(?P<pid>\d+)-[0-9a-f]{8}(\..*)?")
-_OLD = ".old"  # ends the temporary name of a folder whose place another one takes
+_SPACE = _space()
+_TAG = f"{_HOST}_{_SPACE}-"  # and the process
+_LEFT = re.compile(
+    r"\.(?P<name>.+)\.jaxinterp(?P<aside>-aside)?-(?P<tag>\w+-)(?P<pid>\d+)-[0-9a-f]{8}(\..*)?"
+)
 _USED: set[str] = set()  # the temporary names that this process is using
 _FULL = {code: os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
@@ -89,7 +107,7 @@ def whole_folder(
         if not path.exists():
             partial.rename(path)
             return
-        with _temporary(path, _OLD) as aside:
+        with _temporary(path, aside=True) as aside:
             path.rename(aside)
             try:
                 partial.rename(path)
@@ -108,8 +126,10 @@ def check_replaceable(path: Path, listed: Iterable[str] | None = None) -> None:
     if not path.is_dir():
         raise FileExistsError(f"{path} is a file, expected a folder: choose another path.")
     held, found = content(path), marked(path)
-    ours = listed if listed is not None else () if found is None else found["files"]
-    strange = [name for name in held if not _matches(name, ours)]
+    if listed is not None:
+        strange = sorted({*held} - {*listed})
+    else:
+        strange = [name for name in held if found is None or not _lists(found, name)]
     if strange:
         raise FileExistsError(
             f"{path} holds {strange[0]!r}, and nothing shows that jaxinterp wrote it: it is not "
@@ -118,10 +138,15 @@ def check_replaceable(path: Path, listed: Iterable[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, ending: str = "") -> Iterator[Path]:
-    """A name beside ``path`` that no other process, thread or host uses; nothing is left of it."""
-    tag = f"jaxinterp-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
-    name = f".{path.name}.{tag}{ending}" if ending else f".{path.stem}.{tag}{path.suffix}"
+def _temporary(path: Path, *, aside: bool = False) -> Iterator[Path]:
+    """A name beside ``path`` that no other process, thread or host uses; nothing is left of it.
+
+    aside: for a folder that stood at ``path``, until another one has taken its place.
+    """
+    tag = f"{_TAG}{os.getpid()}-{secrets.token_hex(4)}"
+    name = f".{path.stem}.jaxinterp-{tag}{path.suffix}"
+    if aside:
+        name = f".{path.name}.jaxinterp-aside-{tag}"
     temporary = path.with_name(name)
     _USED.add(name)
     try:
@@ -200,11 +225,13 @@ def writable_folder(path: str | os.PathLike[str]) -> Path:
 # What is ours
 
 
-def mark(folder: Path, files: Iterable[str], **about: Any) -> None:
+def mark(
+    folder: Path, files: Iterable[str], patterns: Iterable[str] = (), **about: Any
+) -> None:  # fmt: skip
     """Say in a folder which files in it are ours.
 
-    files: names relative to the folder, or patterns of them (as `fnmatch` has them). about: what
-    else is kept beside them, for JSON.
+    files: their names, relative to the folder. patterns: of the names of others (as `fnmatch` has
+    them). about: what else is kept beside them, for JSON.
 
     Raises ``FileExistsError`` where another's file has the marker's name.
     """
@@ -214,20 +241,25 @@ def mark(folder: Path, files: Iterable[str], **about: Any) -> None:
             "another folder."
         )
     with whole(folder / MARK) as temporary:
-        text = json.dumps({"by": "jaxinterp", "files": sorted(files), **about}, indent=1)
+        names = {"files": sorted(files), "patterns": sorted(patterns)}
+        text = json.dumps({"by": "jaxinterp", **names, **about}, indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def marked(folder: Path) -> dict[str, Any] | None:
-    """What a folder's `MARK` says: ``files`` and what else was kept; None where there is none."""
+    """What a folder's `MARK` says: ``files``, ``patterns`` and what else was kept.
+
+    None where there is no marker that jaxinterp wrote.
+    """
     try:
         found = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    fits = isinstance(found, dict) and found.get("by") == "jaxinterp"
-    files = found.get("files") if fits else None
-    listed = isinstance(files, list) and all(isinstance(name, str) for name in files)
-    return found if listed else None
+    if not isinstance(found, dict) or found.get("by") != "jaxinterp":
+        return None
+    names = [found.get("files"), found.setdefault("patterns", [])]
+    fits = all(isinstance(n, list) and all(isinstance(each, str) for each in n) for n in names)
+    return found if fits else None
 
 
 def discard(folder: Path, *, deep: bool = True) -> bool:
@@ -239,7 +271,7 @@ def discard(folder: Path, *, deep: bool = True) -> bool:
     if not folder.is_dir() or folder.is_symlink():
         return False
     found = marked(folder)
-    gone = [] if found is None else [n for n in content(folder) if _matches(n, found["files"])]
+    gone = [] if found is None else [n for n in content(folder) if _lists(found, n)]
     for name in gone:
         (folder / name).unlink(missing_ok=True)
     emptied = {folder / parent for name in gone for parent in Path(name).parents} - {folder}
@@ -260,16 +292,18 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Delete what processes of this host that are gone left half-written in a folder.
+    """Delete what processes of this machine that are gone left half-written in a folder.
 
-    A folder that such a process had moved aside comes back where none has taken its place.
+    A folder that such a process had moved aside comes back where none has taken its place. What is
+    left from before the machine's last start, or by another container, stays: its process's number
+    says nothing here.
     """
     for path in folder.iterdir():
         left = _LEFT.fullmatch(path.name)
-        if left is None or left["host"] != _HOST or path.name in _USED or _runs(int(left["pid"])):
+        if left is None or left["tag"] != _TAG or path.name in _USED or _runs(int(left["pid"])):
             continue
         place = folder / left["name"]
-        if path.name.endswith(_OLD) and not place.exists():
+        if left["aside"] and not place.exists():
             path.rename(place)
         else:
             _remove(path)
@@ -295,14 +329,17 @@ def content(folder: Path) -> list[str]:
     found = []
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
-        ours = inner.name in (MARK, LOCK) or any(_LEFT.fullmatch(part) for part in inner.parts)
+        ours = inner.name == MARK or (inner.name.startswith(".") and inner.name.endswith(LOCK))
+        ours = ours or any(_LEFT.fullmatch(part) for part in inner.parts)
         if not ours and (path.is_symlink() or not path.is_dir()):
             found.append(inner.as_posix())
     return found
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(name == each or fnmatch.fnmatchcase(name, each) for each in patterns)
+def _lists(found: dict[str, Any], name: str) -> bool:
+    """Whether a marker says of a file that it is ours."""
+    patterns = (fnmatch.fnmatchcase(name, each) for each in found["patterns"])
+    return name in found["files"] or any(patterns)
 
 
 def checksums(arrays: Iterable[Any]) -> list[str]:
@@ -340,11 +377,11 @@ def _lock(file: Path) -> int:
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            host, pid = _holder(file, handle)
-            if _held(handle, pid) or host != _HOST:
+            host, pid, space = _holder(file, handle)
+            if _held(handle, pid, space) or host != _HOST:
                 raise BlockingIOError(_taken(file, host, pid))
             if _is_at(handle, file):
-                note = {"by": "jaxinterp", "host": _HOST, "pid": os.getpid()}
+                note = {"by": "jaxinterp", "host": _HOST, "pid": os.getpid(), "space": _SPACE}
                 os.ftruncate(handle, 0)
                 os.lseek(handle, 0, os.SEEK_SET)
                 os.write(handle, json.dumps(note).encode())
@@ -362,8 +399,11 @@ def _is_at(handle: int, file: Path) -> bool:
         return False
 
 
-def _held(handle: int, pid: int | None) -> bool:
-    """Whether another run of this host holds the lock, which it says is of process ``pid``."""
+def _held(handle: int, pid: int | None, space: str) -> bool:
+    """Whether another run of this host holds the lock, which says whose it is.
+
+    Where the file system has no locks, the number of a process counts, if it is one of here.
+    """
     if sys.platform != "win32":
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -372,18 +412,18 @@ def _held(handle: int, pid: int | None) -> bool:
             return True
         except OSError:  # a file system without locks
             pass
-    return pid is not None and _runs(pid)
+    return pid is not None and (space != _SPACE or _runs(pid))
 
 
-def _holder(file: Path, handle: int) -> tuple[str, int | None]:
-    """The host and the process that a lock names; this host's for one that is empty."""
+def _holder(file: Path, handle: int) -> tuple[str, int | None, str]:
+    """The host, the process and its `_space` that a lock names; ours for one that is empty."""
     text = os.read(handle, 4096)
     if not text:
-        return _HOST, None
+        return _HOST, None, _SPACE
     try:
         found = json.loads(text)
         if found["by"] == "jaxinterp":
-            return str(found["host"]), int(found["pid"])
+            return str(found["host"]), int(found["pid"]), str(found.get("space", _SPACE))
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
     raise FileExistsError(

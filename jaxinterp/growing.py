@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxinterp.files import content, tidy, whole
-from jaxinterp.reading import read_json
+from jaxinterp.reading import OWN_JSON_BYTES, read_json, regular_file
 from jaxinterp.results import fingerprint
 
 if TYPE_CHECKING:
@@ -53,14 +53,21 @@ class GrowingStore:
         if not held:
             return
         if MANIFEST not in held:
-            found = f"{self.path} holds {held[0]!r} and no {MANIFEST}"
-            raise ValueError(f"{found}: choose the store of an earlier call, or an empty folder.")
+            raise ValueError(
+                f"{self.path} holds {held[0]!r} and no {MANIFEST}: choose the store of an earlier "
+                "call, or an empty folder."
+            )
+        regular_file(file, OWN_JSON_BYTES)  # one that is too long is not damaged
         manifest = _read_json(file, run=dict, batches=list, sessions=list)
         fields = {"prompts", "key", "values"}
-        if not manifest or any(not fields <= {*batch} for batch in manifest["batches"]):
+        batches = manifest.get("batches", [])
+        whole_batches = all(isinstance(b, dict) and fields <= b.keys() for b in batches)
+        if not manifest or not whole_batches:
             if _read_json(self.path / ".zattrs").get("run") != fingerprint(json.dumps(self.run)):
-                text = f"{file} is damaged, and nothing shows that the store is of this run"
-                raise ValueError(f"{text}: delete {self.path}, or choose another folder.")
+                raise ValueError(
+                    f"{file} is damaged, and nothing shows that the store is of this run: delete "
+                    f"{self.path}, or choose another folder."
+                )
             warnings.warn(f"{file} is damaged: the run starts over.", stacklevel=4)
             return
         runs = manifest["run"], self.run
@@ -68,15 +75,19 @@ class GrowingStore:
         differs = [(len(a + b), k, a, b) for k, (a, b) in said.items() if a != b]
         if differs:  # the shortest is the one to read
             _, name, there, here = min(differs)
-            text = f"its {name} is {there:.99}, here it is {here:.99}"
-            text += ". Choose another folder, or delete it."
-            raise ValueError(f"{self.path} is the store of another run: {text}")
+            raise ValueError(
+                f"{self.path} is the store of another run: its {name} is {there:.99}, here it is "
+                f"{here:.99}. Choose another folder, or delete it."
+            )
         self.manifest = manifest
-        try:  # before the first batch is finished, the arrays may be in the making
-            self.arrays = self._load() if manifest["batches"] else {}
-            if self.arrays and self._labels() != manifest.get("labels"):
-                raise ValueError("labels")
+        if not manifest["batches"]:  # the arrays may be in the making
+            return
+        try:
+            self.arrays = self._load()
+            intact = self._labels() == manifest.get("labels")
         except (OSError, KeyError, ValueError, RuntimeError):
+            intact = False
+        if not intact:
             text = f"{self.path} lacks its arrays, or some are damaged: the run starts over."
             warnings.warn(text, stacklevel=5)
             self.arrays, self.manifest["batches"] = {}, []
@@ -207,7 +218,7 @@ class GrowingStore:
 def _read_json(file: Path, **kinds: type) -> dict[str, Any]:
     """A file's JSON object, or an empty one when it is none or lacks these fields."""
     try:
-        found = read_json(file)
+        found = read_json(file, OWN_JSON_BYTES)
     except (OSError, ValueError):
         return {}
     fits = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in kinds.items())

@@ -35,7 +35,13 @@ from jaxinterp.files import (
 from jaxinterp.model import Model
 from jaxinterp.nnx import Transformer
 from jaxinterp.numerics import wide
-from jaxinterp.reading import LoadError, read_json_object
+from jaxinterp.reading import (
+    OWN_JSON_BYTES,
+    LoadError,
+    parse_json,
+    read_json_object,
+    regular_file,
+)
 
 if TYPE_CHECKING:
     import optax
@@ -79,79 +85,57 @@ def train(
     loss: ``(model, batch)`` to a scalar and a dict of other scalars worth telling. optimizer: any
     of optax's, in a Flax NNX loop. folder: of checkpoints (written by orbax, whole or not at all)
     every ``save_every`` steps and at the end; a run that finds one goes on from it, to the same
-    numbers bit for bit on one CPU. It compares what decides them: the model, the first batch and
-    the last one learned from, the numbers given, and the compiled step, which is the loss and the
+    numbers bit for bit on one CPU. It compares what decides them: the weights, the first batch and
+    the last one learned from, ``steps``, and the compiled step, which is the loss and the
     optimizer (as long as JAX and the platform are the same). keep: numbers of updates
-    after which the model is kept too (0: the model given). log: a JSONL file. It, the history and
-    ``on_step(step, values)`` are told every ``log_every`` steps and of the last.
+    after which the model is kept too (0: the model given). log: a JSONL file, new or of an earlier
+    run. It, the history and ``on_step(step, values)`` are told every ``log_every`` steps and of
+    the last.
 
     The models have the given one's name and no revision; its arrays are left as they are. Those of
     a model in half precision, and the optimizer's, are kept in float32 while it trains, as small
     updates would be lost in rounding; the loss sees, and returned is, the model in its own dtypes.
 
     Raises ``ValueError`` for numbers out of range, batches of unequal shapes, a folder that holds
-    anything but a checkpoint of this run, and at the first loss or parameters that are not
-    finite, of which nothing is saved; ``BlockingIOError`` while another run holds the folder.
+    anything but a checkpoint of this run or lacks a model to keep, and at the first loss or
+    parameters that are not finite, of which nothing is saved; ``FileExistsError`` for a ``log``
+    that holds anything but a run's lines; ``BlockingIOError`` while another run holds the folder.
     """
     keep = tuple(sorted({whole_number("keep", n, 0, LONG) for n in keep}))
     _check(steps, save_every, log_every, keep)
     first = batch(0)
     model = jax.tree.map(jnp.asarray, model.replace(revision=""))
     run = {
-        "model": model.name, "config": model.config.to_dict(), "weights": digest(model.params),
-        "batch": digest(first), "steps": steps, "keep": keep, "log_every": log_every,
+        "config": model.config.to_dict(), "weights": digest(model.params), "batch": digest(first),
+        "steps": steps,
     }  # fmt: skip
     saved = None if folder is None else Checkpoint(Path(folder).absolute(), run)
     loop = Loop(model, optimizer)
-    state, update, shapes = loop.begin(), loop.update(loss), _shapes(first)
+    state, update = loop.begin(), loop.update(loss)
     if saved is not None:
         saved.run["program"] = _program(update, state, first)
+    told = _Told(steps, log_every, log, on_step, saved)
     with contextlib.nullcontext() if saved is None else saved.held():
-        done, lines, kept = 0, [], {0: loop.model(state)} if 0 in keep else {}
-        about = None if saved is None else saved.about()
-        if saved is not None and about is not None:
-            done, lines = about["step"], about["lines"]
+        done, kept = 0, {0: loop.model(state)} if 0 in keep else {}
+        if saved is not None and (about := saved.about()) is not None:
+            done, told.lines = about["step"], about["lines"]
             saved.check_batch(about, first if done == 1 else batch(done - 1))
-            kept = {n: model for n in keep if n <= done}
-            state, kept = saved.arrays((state, kept))
-        if log is not None:
-            with whole(
-                log
-            ) as temporary:  # an earlier run may have told of steps after its checkpoint
-                temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
-        waiting: list[tuple[int, dict[str, jax.Array], jax.Array]] = []
-
-        def tell() -> None:
-            """What the updates since the last time told, where it is of a step to tell of."""
-            fine = jax.device_get([finite for *_, finite in waiting])
-            for (step, values, _), finite in zip(waiting, fine, strict=True):
-                if not finite:
-                    raise ValueError(_reason(step, float(values["loss"]), saved))
-                if step % log_every == 0 or step + 1 == steps:
-                    told = {name: float(value) for name, value in values.items()}
-                    lines.append({"step": step, **told})
-                    if log is not None:
-                        append(log, _line(lines[-1]))
-                    on_step(step, told)
-            waiting.clear()
-
+            state, kept = _resumed(saved, about, state, model, keep)
+        told.begin()
         for step in range(done, steps):
             given = first if step == 0 else batch(step)
-            if _shapes(given) != shapes:  # it would compile the step again
-                raise ValueError(
-                    f"Batch {step} has arrays of shapes {_shapes(given)}, batch 0 had {shapes}: "
-                    "give all batches the same shapes (pad what is shorter)."
-                )
+            _check_shapes(step, given, first)
             state, values, finite = update(state, given)
-            waiting.append((step, values, finite))
+            told.waiting.append((step, values, finite))
             if step + 1 in keep:
                 kept[step + 1] = loop.model(state)
             saving = saved is not None and ((step + 1) % save_every == 0 or step + 1 == steps)
             if saving or step % log_every == 0 or step + 1 == steps:
-                tell()
+                told.tell()
             if saved is not None and saving:
-                saved.save((state, kept), {"step": step + 1, "lines": lines}, given)
-        return Trained(loop.model(state), _history(lines, run), kept)
+                about = {"step": step + 1, "lines": told.lines, "kept": sorted(kept)}
+                saved.save((state, kept), about, given)
+        return Trained(loop.model(state), _history(told.lines, model, steps), kept)
 
 
 def _check(steps: int, save_every: int, log_every: int, keep: tuple[int, ...]) -> None:
@@ -164,8 +148,102 @@ def _check(steps: int, save_every: int, log_every: int, keep: tuple[int, ...]) -
         )
 
 
-def _shapes(batch: Any) -> list[tuple[int, ...]]:
-    return [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
+def _check_shapes(step: int, batch: Any, first: Any) -> None:
+    """Raise ``ValueError`` for arrays of other shapes: they would compile the step again."""
+    shapes, expected = ([np.shape(x) for x in jax.tree.leaves(each)] for each in (batch, first))
+    if shapes != expected:
+        raise ValueError(
+            f"Batch {step} has arrays of shapes {shapes}, batch 0 had {expected}: give all batches "
+            "the same shapes (pad what is shorter)."
+        )
+
+
+def _resumed(
+    saved: Checkpoint, about: dict[str, Any], state: list[jax.Array], model: Model,
+    keep: tuple[int, ...],
+) -> tuple[list[jax.Array], dict[int, Model]]:  # fmt: skip
+    """A checkpoint's arrays, and those of its models that are to be kept.
+
+    Raises ``ValueError`` where a model is to be kept that the run has passed and did not keep.
+    """
+    wanted = [n for n in keep if n <= about["step"]]
+    if missing := sorted({*wanted} - {*about["kept"]}):
+        raise ValueError(
+            f"{saved.folder} holds a checkpoint of {about['step']} updates, which kept the models "
+            f"of {about['kept']} and not of {missing}: leave these out of keep, or give another "
+            "folder."
+        )
+    state, kept = saved.arrays((state, dict.fromkeys(about["kept"], model)))
+    return state, {n: kept[n] for n in wanted}
+
+
+@dataclasses.dataclass
+class _Told:
+    """What updates told: to the log, to ``on_step``, and as lines for the history."""
+
+    steps: int
+    log_every: int
+    log: str | os.PathLike[str] | None
+    on_step: Callable[[int, dict[str, float]], None]
+    saved: Checkpoint | None
+    lines: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    waiting: list[tuple[int, dict[str, jax.Array], jax.Array]] = dataclasses.field(
+        default_factory=list
+    )
+
+    def begin(self) -> None:
+        """The log holds the lines so far."""
+        if self.log is not None:
+            begin_log(self.log, self.lines, "loss")
+
+    def tell(self) -> None:
+        """Tell of the updates since the last time, where it is of a step to tell of.
+
+        Raises ``ValueError`` for an update that was not finite.
+        """
+        fine = jax.device_get([finite for *_, finite in self.waiting])
+        for (step, values, _), finite in zip(self.waiting, fine, strict=True):
+            if not finite:
+                raise ValueError(_reason(step, float(values["loss"]), self.saved))
+            if step % self.log_every == 0 or step + 1 == self.steps:
+                told = {name: float(value) for name, value in values.items()}
+                self.lines.append({"step": step, **told})
+                if self.log is not None:
+                    append(self.log, _line(self.lines[-1]))
+                self.on_step(step, told)
+        self.waiting.clear()
+
+
+def begin_log(log: str | os.PathLike[str], lines: list[dict[str, Any]], name: str) -> None:
+    """A JSONL file with these lines, in place of an earlier run's.
+
+    That one may have told of steps after its checkpoint. name: what each line tells beside its
+    ``step``.
+
+    Raises ``FileExistsError`` for a file that holds anything but such lines, and `LoadError` for
+    what is no regular file.
+    """
+    if os.path.lexists(log):
+        with open(regular_file(log), encoding="utf-8", errors="replace") as file:
+            strange = next((n for n, line in enumerate(file, 1) if not _tells(line, name)), None)
+        if strange is not None:
+            raise FileExistsError(
+                f"Line {strange} of {log} is not one that a run told of: the file is not replaced. "
+                "Move it away, or give another log."
+            )
+    with whole(log) as temporary:
+        temporary.write_text("".join(map(_line, lines)), encoding="utf-8")
+
+
+def _tells(line: str, name: str) -> bool:
+    """Whether a line of a log is a run's; of one cut short the beginning shows it."""
+    if not line.endswith("\n"):
+        return line.startswith('{"step": ') or '{"step": '.startswith(line)
+    try:
+        found = parse_json(line, "the log")
+    except LoadError:
+        return False
+    return isinstance(found, dict) and {"step", name} <= found.keys()
 
 
 class Loop:
@@ -243,18 +321,18 @@ def _reason(step: int, loss: float, saved: Checkpoint | None) -> str:
     )
 
 
-def _line(values: dict[str, float]) -> str:
+def _line(values: dict[str, Any]) -> str:
     return json.dumps(values) + "\n"
 
 
-def _history(lines: list[dict[str, float]], run: dict[str, Any]) -> xr.Dataset:
+def _history(lines: list[dict[str, float]], model: Model, steps: int) -> xr.Dataset:
     import xarray as xr
 
     names = [name for name in lines[0] if name != "step"]
     return xr.Dataset(
         {name: ("step", [line[name] for line in lines]) for name in names},
         {"step": [line["step"] for line in lines]},
-        {"model": run["model"], "config": json.dumps(run["config"]), "steps": run["steps"]},
+        {"model": model.name, "config": json.dumps(model.config.to_dict()), "steps": steps},
     )
 
 
@@ -274,7 +352,7 @@ def digest(tree: Any) -> str:
     return digest.hexdigest()
 
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +387,7 @@ class Checkpoint:
                 "run may have for itself."
             )
         check_replaceable(self.folder)
-        found = read_json_object(self.folder / "run.json")
+        found = read_json_object(self.folder / "run.json", OWN_JSON_BYTES)
         theirs, ours = dict(found.get("run") or {}), json.loads(json.dumps(self.run))
         made = [dict(each.get("program") or {}) for each in (theirs, ours)]
         if all(made) and any(made[0].get(n) != made[1].get(n) for n in ("jax", "platform")):
@@ -346,7 +424,8 @@ class Checkpoint:
                 "another optimizer; take it away to begin anew."
             ) from error
         held = [_free(found[str(i)]) for i in range(len(leaves))]
-        if read_json_object(self.folder / "run.json").get("sums") != checksums(map(_host, held)):
+        about = read_json_object(self.folder / "run.json", OWN_JSON_BYTES)
+        if about.get("sums") != checksums(map(_host, held)):
             raise LoadError(
                 f"The checkpoint {self.folder} is damaged: its arrays have other checksums. Take "
                 "it away to begin anew."

@@ -192,7 +192,7 @@ def test_only_what_a_marker_lists_is_discarded(tmp_path):
         (tmp_path / name).write_text("ours")
     with files.whole_folder(tmp_path / "all" / "one") as folder:
         (folder / "x").write_text("ours")
-    files.mark(tmp_path, ["inputs/c/[0-9]*", "inputs/zarr.json", "z.nc", "gone.nc"])
+    files.mark(tmp_path, ["inputs/zarr.json", "z.nc", "gone.nc"], ["inputs/c/[0-9]*"])
     scatter(tmp_path)
     (tmp_path / "nothing").mkdir()
     files.discard(tmp_path)
@@ -204,8 +204,9 @@ def test_only_what_a_marker_lists_is_discarded(tmp_path):
     assert intact(tmp_path)
 
 
-def left(path, pid, ending=""):
-    return path.with_name(f".{path.name}.jaxinterp-{files._HOST}-{pid}-0123abcd{ending}")
+def left(path, pid, ending="", aside="", space=files._SPACE):
+    tag = f"{files._HOST}_{space}-{pid}-0123abcd"
+    return path.with_name(f".{path.name}.jaxinterp{aside}-{tag}{ending}")
 
 
 @pytest.fixture
@@ -223,7 +224,11 @@ def test_leftovers_of_dead_processes_are_ours_to_delete(tmp_path, gone):
         left(tmp_path / "z", gone, ".nc"),
         left(tmp_path / "y", os.getpid()),
     ]
-    alive = [left(tmp_path / "z", os.getppid()), tmp_path / ".z.jaxinterp-else-1-0123abcd.nc"]
+    alive = [
+        left(tmp_path / "z", os.getppid()),
+        tmp_path / ".z.jaxinterp-else-1-0123abcd.nc",
+        left(tmp_path / "z", gone, space="0123abcd"),  # of a container of the same name
+    ]
     for path in (*dead, *alive):
         path.write_text("half")
     with files.whole(tmp_path / "new") as temporary:
@@ -237,13 +242,44 @@ def test_leftovers_of_dead_processes_are_ours_to_delete(tmp_path, gone):
 
 def test_a_folder_moved_aside_by_a_killed_process_comes_back(tmp_path, gone):
     for name in ("a", "b"):
-        left(tmp_path / name, gone, ".old").mkdir()
-        (left(tmp_path / name, gone, ".old") / "x").write_text("old")
+        left(tmp_path / name, gone, aside="-aside").mkdir()
+        (left(tmp_path / name, gone, aside="-aside") / "x").write_text("old")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x").write_text("new")
     files.tidy(tmp_path)
     assert everything(tmp_path) == ["a", "a/x", "b", "b/x"]
     assert [(tmp_path / n / "x").read_text() for n in "ab"] == ["old", "new"]
+
+
+def test_a_file_whose_name_ends_like_a_folder_moved_aside_does_not_come_back(tmp_path, gone):
+    """Half-written, `x.old` must not become `x`."""
+    process = (
+        "import os\nfrom pathlib import Path\nfrom jaxinterp import files\n"
+        f"with files.whole(Path({str(tmp_path)!r}) / 'x.old') as temporary:\n"
+        "    temporary.write_text('half')\n    os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", process], check=True)
+    assert len(everything(tmp_path)) == 1
+    files.tidy(tmp_path)
+    assert everything(tmp_path) == []
+
+
+def test_a_listed_name_is_no_pattern(tmp_path):
+    for name in ("a[1].txt", "a1.txt"):
+        (tmp_path / name).write_text(name)
+    files.mark(tmp_path, ["a[1].txt"])
+    with pytest.raises(FileExistsError, match=r"holds 'a1\.txt'"):
+        files.check_replaceable(tmp_path)
+    with pytest.raises(FileExistsError, match=r"holds 'a1\.txt'"):
+        files.check_replaceable(tmp_path, ["a[1].txt"])
+    assert files.discard(tmp_path)
+    assert everything(tmp_path) == ["a1.txt"]
+
+
+def test_a_lock_that_a_killed_run_left_is_nobodys_file(tmp_path):
+    (tmp_path / f".checkpoint{files.LOCK}").write_text("")
+    assert files.content(tmp_path) == []
+    files.check_replaceable(tmp_path)
 
 
 # One run at a time

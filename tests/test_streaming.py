@@ -24,6 +24,7 @@ from tokenizers import models, pre_tokenizers
 from jaxinterp import files, metrics, streaming
 from jaxinterp.model import Tokens
 from jaxinterp.patching import patch
+from jaxinterp.reading import JSON_BYTES
 from jaxinterp.streaming import batches_of, patch_stream
 from jaxinterp.tasks import Task
 from jaxinterp.tokens import Tokenizer
@@ -288,7 +289,7 @@ def garble(out, damage):
     if damage == "half a chunk beyond":
         (values / "0.0.2").write_bytes((values / "0.0.1").read_bytes()[:20])
         (out / "clean" / "2").write_bytes(b"")
-        dead = f"jaxinterp-{files._HOST}-999999999-0123abcd"
+        dead = f"jaxinterp-{files._HOST}_{files._SPACE}-999999999-0123abcd"
         (out / f".manifest.{dead}.json").write_text("{")
         (values / f"0.0.2.{'0a' * 16}.partial").write_bytes(b"x")
     elif damage == "sizes beyond":
@@ -322,14 +323,15 @@ def test_half_written_and_damaged_data_is_written_again(out, tmp_path, calls, da
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": {}}', "cut", "entries"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"run": {}}', "cut", "entries", "numbers"])
 def test_a_damaged_manifest_starts_over_and_says_so(out, tmp_path, calls, damage):
     batches = few(5)
     whole = run(batches, tmp_path / "whole")
     stopped(batches, out, 2)
     text = (out / "manifest.json").read_text()
     entries = json.dumps({**kept(out), "batches": [{}]})
-    damage = {"cut": text[:-30], "entries": entries}.get(damage, damage)
+    numbers = json.dumps({**kept(out), "batches": [3, 4]})
+    damage = {"cut": text[:-30], "entries": entries, "numbers": numbers}.get(damage, damage)
     (out / "manifest.json").write_text(damage)
     calls.clear()
     with pytest.warns(UserWarning, match=r"manifest.json is damaged: the run starts over"):
@@ -339,6 +341,17 @@ def test_a_damaged_manifest_starts_over_and_says_so(out, tmp_path, calls, damage
     (out / "manifest.json").write_text(damage)
     with pytest.raises(ValueError, match="damaged, and nothing shows that the store is of this"):
         run(batches, out, direction="noise")
+
+
+def test_a_long_manifest_is_not_damaged(out, calls):
+    """It is of a run of very many batches: longer than the JSON files of others may be."""
+    batches = few(5)
+    stopped(batches, out, 2)
+    with open(out / "manifest.json", "a") as file:
+        file.write(" " * JSON_BYTES)
+    calls.clear()
+    run(batches, out)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("lost", ["clean", "layer", "layer/0", "position/0"])

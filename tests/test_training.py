@@ -13,6 +13,7 @@ from small_models import CONFIGS, small_model
 from jaxinterp.loading import LoadError
 from jaxinterp.model import Tokens, as_tokens, forward, init
 from jaxinterp.nnx import Transformer
+from jaxinterp.reading import JSON_BYTES
 from jaxinterp.training import Loop, train
 
 STEPS = 12
@@ -203,14 +204,15 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         return 0.5 * value, others
 
     cases = {
-        "program": {"loss": flatter}, "keep": {}, "steps": {"steps": STEPS + 1},
+        "program": {"loss": flatter}, "steps": {"steps": STEPS + 1},
         "batch": {"batch": other}, "weights": {"model": start(seed=4)},
         "config, program, weights": {"model": start(CONFIG.replace(d_mlp=12))},
     }  # fmt: skip
     for what, changed in cases.items():
-        options = {"keep": (2,) if what != "keep" else (3,), **changed}
         with pytest.raises(ValueError, match=f"another run, of other {what}: give another folder"):
-            run(folder=folder, **{**PLACE, **options})
+            run(folder=folder, keep=(2,), **{**PLACE, **changed})
+    with pytest.raises(ValueError, match=r"kept the models of \[2\] and not of \[3\]: leave these"):
+        run(folder=folder, keep=(2, 3), **PLACE)
     for rate in (optax.sgd(1e-2, momentum=0.9), optax.adamw(1e-3)):
         with pytest.raises(ValueError, match="another run, of other program"):
             run(folder=folder, keep=(2,), optimizer=rate, **PLACE)
@@ -226,6 +228,50 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         run(folder=tmp_path / "full")
     assert (folder / "run.json").read_bytes() == before
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+def test_what_decides_no_number_may_change(unbroken, tmp_path):
+    """The model's name, how often the run tells, and which models are kept from here on."""
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(folder=folder, keep=(2, 4), batch=stopped_at(8), **PLACE)
+    resumed = run(
+        start().replace(name="another"), folder=folder, keep=(4, 9), save_every=3, log_every=1
+    )
+    assert resumed.model.name == "another"
+    same(resumed.model.params, unbroken.model.params)
+    assert sorted(resumed.kept) == [4, 9]
+    for n, kept in resumed.kept.items():
+        same(kept.params, unbroken.kept[n].params)
+    assert list(resumed.history.step.values) == [0, 4, *range(5, STEPS)]
+
+
+def test_a_long_runs_history_is_read_again(tmp_path):
+    """It is longer than the JSON files of others may be."""
+    folder = tmp_path / "run"
+    made = run(folder=folder, **PLACE)
+    with open(folder / "run.json", "a") as file:
+        file.write(" " * JSON_BYTES)
+    same(run(folder=folder, **PLACE).model, made.model)
+
+
+MINE = ["my thesis", "my thesis\n", '{"step": 0}\n', '{"step": 0, "loss": 1}\nmine\n', "[]\n"]
+
+
+@pytest.mark.parametrize("text", MINE)
+def test_a_log_that_is_no_runs_is_not_replaced(tmp_path, text):
+    (tmp_path / "log").write_text(text)
+    with pytest.raises(FileExistsError, match=r"Line \d of .*log is not one that a run told of"):
+        run(log=tmp_path / "log", steps=1)
+    assert (tmp_path / "log").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", '{"st', '{"step": 0, "loss": 1.5}\n{"step": 4, "lo'])
+def test_a_log_of_an_earlier_run_is_replaced(tmp_path, text):
+    (tmp_path / "log").write_text(text)
+    run(log=tmp_path / "log", steps=1)
+    (line,) = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert set(line) == {"step", "loss", "accuracy"}
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

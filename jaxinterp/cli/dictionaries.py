@@ -43,7 +43,7 @@ class Held:
 
     dictionary: Given
     model: str = MODEL
-    corpus: Path = Path()
+    corpus: Path | None = None
     site: str = ""
     layer: int = -1
     blocks: int = 128
@@ -295,18 +295,18 @@ def width_at(net: Model, name: str, layer: int) -> int:
     return width
 
 
-def texts(corpus: Path, part: str) -> Iterable[Any]:
+def texts(corpus: Path | None, part: str) -> Iterable[Any]:
     """A corpus's rows; by default those of a part of WikiText-2."""
     from jaxinterp import corpora, loading
 
-    if corpus == Path():
+    if corpus is None:
         return corpora.read_lines(loading.fetch("wikitext-2") / f"{part}.raw.gz")
     return corpora.open_texts(corpus)
 
 
-def named(corpus: Path) -> str:
+def named(corpus: Path | None) -> str:
     """A corpus's name in records."""
-    return "wikitext-2" if corpus == Path() else str(corpus)
+    return "wikitext-2" if corpus is None else str(corpus)
 
 
 def positive(**numbers: int) -> None:

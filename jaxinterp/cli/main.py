@@ -66,7 +66,10 @@ def _command(argv: Sequence[str] | None) -> int:
 
 
 def _interrupted() -> int:
-    print("jaxinterp: interrupted; the same command resumes.", file=sys.stderr)
+    print(
+        "jaxinterp: interrupted; the same command goes on where it was, or begins again.",
+        file=sys.stderr,
+    )
     return 128 + (_STOPPED[0] if _STOPPED else signal.SIGINT)
 
 

@@ -70,23 +70,20 @@ class Output:
 
     def also(self, **facts: Any) -> None:
         """Compare what decides the results beside the settings, such as the model's weights."""
-        self._compare("facts", facts)
+        self._compare("facts", {**self.before.get("facts", {}), **facts})
         self.facts |= facts
         self._mark()
 
     def _compare(self, name: str, now: dict[str, Any]) -> None:
         """Refuse, or with --overwrite delete, results that were made of something else."""
-        before = _flat(self.before.get(name, {}))
-        said = _flat(now)
-        differ = [key for key in said if before and said[key] != before.get(key)]
-        if not differ:
+        differ = _difference(self.before.get(name, {}), now)
+        if differ is None:
             return
         if self.holds() and not self.overwrite:
-            key = differ[0]
+            key, before, said = differ
             raise FileExistsError(
-                f"{self.folder} holds the results of another run, of {key} "
-                f"{before.get(key)!r:.99}, here it is {said[key]!r:.99}: give another --out, "
-                "or --overwrite."
+                f"{self.folder} holds the results of another run, of {key} {before!r:.99}, here it "
+                f"is {said!r:.99}: give another --out, or --overwrite."
             )
         for inner in self.before.get("folders", []):
             discard(self.folder / inner)
@@ -146,7 +143,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(each) for each in value]
     if isinstance(value, Path):
-        return "" if value == Path() else f"{value} {_digest(value)}".strip()
+        return f"{value} {_digest(value)}".strip()
     return value
 
 
@@ -161,9 +158,21 @@ def _digest(path: Path) -> str:
     return whole.hexdigest()[:16] if paths else ""
 
 
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting that differs: its name, what it was and what it is; None without any.
+
+    Where nothing is known from before, nothing differs. A setting that one side lacks is None.
+    """
+    old, new = _flat(before), _flat(now)
+    if not before:
+        return None
+    found = ((key, old.get(key), new.get(key)) for key in new | old)
+    return next((each for each in found if each[1] != each[2]), None)
+
+
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """A tree of mappings as one, names joined by dots."""
-    if not isinstance(value, Mapping):
+    """A tree of mappings as one, names joined by dots; an empty mapping is a value."""
+    if not isinstance(value, Mapping) or not value:
         return {name: value}
     found: dict[str, Any] = {}
     for key, each in value.items():
@@ -179,11 +188,11 @@ def begin(folder: Path, script: str, given: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tidy(folder)
     run = json.loads(json.dumps({"command": script, **_plain(given)}, default=str))
-    before, now = _flat((marked(folder) or {}).get("run", {})), _flat(run)
-    differ = [key for key in now if before and before.get(key) != now[key]]
-    if differ:
+    differ = _difference((marked(folder) or {}).get("run", {}), run)
+    if differ is not None:
+        key, before, now = differ
         raise SystemExit(
-            f"{folder} holds what was made with {differ[0]} {before.get(differ[0])!r}, here it is "
-            f"{now[differ[0]]!r}: give another --out, or move it away."
+            f"{folder} holds what was made with {key} {before!r}, here it is {now!r}: give another "
+            "--out, or move it away."
         )
     mark(folder, [], run=run)

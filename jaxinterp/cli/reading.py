@@ -18,7 +18,7 @@ from jaxinterp.cli.output import output
 def lens(
     text: tuple[str, ...],
     model: str = MODEL,
-    lens: Path = Path(),
+    lens: Path | None = None,
     colour: Literal["probability", "kl", "entropy"] = "probability",
     top: int = 5,
     out: Path = Path("runs/lens"),
@@ -41,7 +41,7 @@ def lens(
 
     with output(out, "lens", given, overwrite) as place:
         net, tokenizer = load_model(model, place)
-        fitted = None if lens == Path() else room.load(lens)
+        fitted = None if lens is None else room.load(lens)
         found = room.read(net, tokenizer(list(text)), fitted, top=top, tokenizer=tokenizer)
         end = found.isel(position=int(np.isfinite(found.kl.isel(layer=0, prompt=0)).sum()) - 1)
 

@@ -26,10 +26,10 @@ class Steady:
         if self.below is None or self.lost is not None:
             return len(text)
         try:
-            self.below.write(text)
-        except UnicodeEncodeError as error:
-            known = text.encode(error.encoding, "backslashreplace").decode(error.encoding)
-            return self.write(known)
+            try:
+                self.below.write(text)
+            except UnicodeEncodeError:
+                self.below.write(_known(text, self.below.encoding or "ascii"))
         except (OSError, ValueError) as error:  # ValueError: it was closed meanwhile
             self.lost = error
         return len(text)
@@ -46,6 +46,11 @@ class Steady:
     def isatty(self) -> bool:
         """Whether a person looks at it."""
         return self.below is not None and not self.below.closed and bool(self.below.isatty())
+
+
+def _known(text: str, encoding: str) -> str:
+    """The text with escapes in place of the characters that an encoding lacks."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 @contextlib.contextmanager

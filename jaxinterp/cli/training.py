@@ -16,8 +16,17 @@ from jaxinterp.cli.job import MODEL, bar, load_model, say, write_results
 from jaxinterp.cli.output import Output, output
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from jaxinterp.model import Model
-    from jaxinterp.sae import DictionaryConfig, Hyperparameters, Scaling, Store
+    from jaxinterp.sae import (
+        DictionaryConfig,
+        Hyperparameters,
+        Scaling,
+        Store,
+        Trained,
+        TrainingConfig,
+    )
 
 BLOCKS = 16  # of a harvest's program call
 LONGEST = 10.0  # times the median norm: what is longer is not learned from
@@ -26,7 +35,7 @@ LONGEST = 10.0  # times the median norm: what is longer is not learned from
 def train(
     layer: int,
     model: str = MODEL,
-    corpus: Path = Path(),
+    corpus: Path | None = None,
     site: str = "resid_post",
     kind: Literal["sae", "transcoder"] = "sae",
     target: str = "",
@@ -45,7 +54,7 @@ def train(
     length: int = 128,
     dead_after: int = 200_000,
     save_every: int = 500,
-    tensorboard: Path = Path(),
+    tensorboard: Path | None = None,
     form: str = "saelens",
     out: Path = Path("runs/sae"),
     overwrite: bool = False,
@@ -83,8 +92,7 @@ def train(
         overwrite: Whether to delete those of other settings.
     """
     given = locals()
-    from jaxinterp import results, sae
-    from jaxinterp.report.fronts import front_curves
+    from jaxinterp import sae
     from jaxinterp.sae.tensorboard import tensorboard as scalars_in
 
     positive(
@@ -97,7 +105,9 @@ def train(
     if activation in ("topk", "batch_topk"):
         k = k or (32.0,)
     names, members = _members(k, sparsity, target_l0, seeds, learning_rate)
-    scalars = None if tensorboard == Path() else scalars_in(tensorboard, names)
+    scalars = None if tensorboard is None else scalars_in(tensorboard, names)
+    front = _Front(names, members, scalars)
+    about = {"corpus": named(corpus), "tokens": tokens, "length": length}
     with output(out, "sae train", given, overwrite) as place:
         net, tokenizer = load_model(model, place)
         d_in = width_at(net, site, layer)
@@ -107,48 +117,82 @@ def train(
         )  # fmt: skip
         members.spread().check(config)
         _check_form(form, config, members)
-        about = {"corpus": named(corpus), "tokens": tokens, "length": length}
         store = _harvested(place, about, net, tokenizer, config, rows)
         if batch > len(store):
             raise ValueError(f"--batch {batch}: there are {len(store)} examples only.")
         steps = epochs * len(store) // batch
-        say(f"Training {len(names)} dictionaries of {config.n_features} features")
-        with bar(steps, "steps") as progress:
+        training = sae.TrainingConfig(steps, dead_after=dead_after)
+        found = front.train(place, store, config, training, batch, save_every)
+        about |= {"steps": steps, "epochs": epochs, "batch": batch}
+        history = front.write(place, found, net, config, form, about)
+    front.show(history)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Front:
+    """The members of a run, and what becomes of them."""
+
+    names: list[str]
+    members: Hyperparameters
+    scalars: Any  # of TensorBoard, if they are wanted
+
+    def train(
+        self, place: Output, store: Store, config: DictionaryConfig, training: TrainingConfig,
+        batch: int, save_every: int,
+    ) -> Trained:  # fmt: skip
+        """The dictionaries, and how training went."""
+        from jaxinterp import sae
+
+        say(f"Training {len(self.names)} dictionaries of {config.n_features} features")
+        with bar(training.steps, "steps") as progress:
 
             def tell(step: int, seen: dict[str, Any]) -> None:
                 progress.update(step + 1 - progress.n)
                 progress.set_postfix({n: f"{np.mean(seen[n]):.3g}" for n in ("l0", "explained")})
-                if scalars:
-                    scalars(step, seen)
+                if self.scalars:
+                    self.scalars(step, seen)
 
             found = sae.train(
-                config, store.batches(batch, longest=LONGEST),
-                sae.TrainingConfig(steps, dead_after=dead_after), members, scaling=_scaling(store),
-                folder=place.inner("checkpoint"), save_every=save_every,
+                config, store.batches(batch, longest=LONGEST), training, self.members,
+                scaling=_scaling(store), folder=place.inner("checkpoint"), save_every=save_every,
                 log=place / "log.jsonl", log_every=min(20, save_every), on_step=tell,
             )  # fmt: skip
-        if scalars:
-            scalars.close()
-        for name, d in zip(names, found.dictionaries, strict=True):
+        if self.scalars:
+            self.scalars.close()
+        return found
+
+    def write(
+        self, place: Output, found: Trained, net: Model, config: DictionaryConfig, form: str,
+        about: dict[str, Any],
+    ) -> xr.Dataset:  # fmt: skip
+        """Each dictionary in a folder, the history, and a picture of the front."""
+        from jaxinterp import results, sae
+        from jaxinterp.report.fronts import front_curves
+
+        for name, d in zip(self.names, found.dictionaries, strict=True):
             sae.save(place.inner("dictionaries") / name, d, form=form, overwrite=True)
-        history = found.history.assign_coords(member=names).assign_attrs(
-            results.claim(
-                net, method="dictionaries trained", dictionary=dataclasses.asdict(config),
-                steps=steps, epochs=epochs, batch=batch, **about,
-            )
-        )  # fmt: skip
+        said = dataclasses.asdict(config)
+        claim = results.claim(net, method="dictionaries trained", dictionary=said, **about)
+        history = found.history.assign_coords(member=self.names).assign_attrs(claim)
         say(f"Saved each in {place.inner('dictionaries')}")
-        title = f"{activation} at {site} {layer} of {net.name}, {config.n_features} features"
+        where = f"{config.site} {config.layers[0]} of {net.name}"
+        title = f"{config.activation} at {where}, {config.n_features} features"
         write_results(
             place,
             {"history": history},
             {"front": lambda to: front_curves(history, to, title=title)},
         )
-    last, room = history.isel(step=-1), max(map(len, names))
-    print(f"{'':{room}}       L0  explained    dead")
-    for name in names:
-        l0, explained, dead = (float(last[n].sel(member=name)) for n in ("l0", "explained", "dead"))
-        print(f"{name:{room}}  {l0:7.2f}  {explained:9.4f}  {dead:6.1%}")
+        return history
+
+    def show(self, history: xr.Dataset) -> None:
+        """Print how each member ended."""
+        last, room = history.isel(step=-1), max(map(len, self.names))
+        print(f"{'':{room}}       L0  explained    dead")
+        for name in self.names:
+            l0, explained, dead = (
+                float(last[n].sel(member=name)) for n in ("l0", "explained", "dead")
+            )
+            print(f"{name:{room}}  {l0:7.2f}  {explained:9.4f}  {dead:6.1%}")
 
 
 def _members(

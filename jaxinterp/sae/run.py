@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxinterp.checks import one_of, whole_number
-from jaxinterp.files import append, whole
+from jaxinterp.files import append
 from jaxinterp.sae.devices import everywhere, place_batch, place_states
 from jaxinterp.sae.dictionary import Dictionary, DictionaryConfig
 from jaxinterp.sae.scaling import Scaling, fold, measure
@@ -32,7 +32,7 @@ from jaxinterp.sae.training import (
     advance,
     start,
 )
-from jaxinterp.training import Checkpoint, digest
+from jaxinterp.training import Checkpoint, begin_log, digest
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,7 +83,8 @@ def train(
 
     Raises ``ValueError`` for a stream that is too short, batches of another width, and what
     `Hyperparameters` and `TrainingConfig` refuse, and a ``folder`` of another run or with
-    something else in it; ``BlockingIOError`` while another run holds that.
+    something else in it; ``FileExistsError`` for a ``log`` that holds anything but a run's lines;
+    ``BlockingIOError`` while another run holds the folder.
     """
     one_of("on_bad", on_bad, ON_BAD)
     whole_number("save_every", save_every, 1)
@@ -94,69 +95,60 @@ def train(
         slots = 0 if mesh is not None else slots_for(config, float(np.max(members.k)))
         training = dataclasses.replace(training, slots=slots)
     source = Given() if source is None else source
-    place = None if folder is None else Path(folder).absolute()
     stream = iter(batches)
     first = list(itertools.islice(stream, 1))
     stream = itertools.chain(first, stream)
-    seen = {} if place is None or not first else {"batch": digest(first)}
-    run = _Run(config, training, members, source.about, place, seen)
+    identity = {} if folder is None or not first else {"batch": digest(first)}
+    place = None if folder is None else Path(folder).absolute()
+    run = _Run(config, training, members, source.about, place, identity)
     with run.held():
-        states, source, scaling, done, told = run.begin(source, scaling)
-        if log is not None:
-            told.write(log)  # an earlier run may have told of steps after its checkpoint
+        about = None if run.checkpoint is None else run.checkpoint.about()
+        states, source, scaling, told = run.begin(about, source, scaling)
+        told.to(log, on_step, stop=on_bad == "stop")
+        done = 0 if about is None else about["step"]
         stream = itertools.islice(stream, max(0, done - 1), training.steps)
-        if done:
-            run.check_batch(next(stream, None))
+        if run.checkpoint is not None and about is not None and done:
+            run.checkpoint.check_batch(about, next(stream, None))
         if mesh is not None:
             states = place_states(states, mesh, config.n_features)
             source, members = everywhere(source, mesh), everywhere(members, mesh)
-        waiting: list[tuple[int, Seen]] = []
-
-        def tell() -> None:
-            """What the updates since the last time told, the last of them at length."""
-            for at, seen in waiting:
-                bad = np.flatnonzero(~np.asarray(seen.finite))
-                if len(bad):
-                    told.skipped.append([at, bad.tolist()])
-                    if on_bad == "stop":
-                        raise ValueError(_reason(at, seen, bad))
-            if not waiting:
-                return
-            told.lines.append(line := _told(*waiting[-1]))
-            waiting.clear()
-            if log is not None:
-                append(log, json.dumps(line) + "\n")
-            on_step(int(line["step"]), line)
-
         step = done - 1
         for step, given in enumerate(stream, done):
             batch = given if mesh is None else place_batch(given, mesh)
-            if scaling is None:
-                _, x, y = source.take(batch)
-                _check(config, x, y)
-                scaling = measure(x, x if y is x else y)
+            scaling = _measured(config, source, batch) if scaling is None else scaling
             states, source, seen = advance(
                 states, source, members, scaling, batch, training=training
             )
-            waiting.append((step, seen))
-            saving = run.folder is not None and (step + 1) % save_every == 0
-            if saving or (step + 1) % log_every == 0 or step + 1 == training.steps:
-                tell()
-            if saving or (run.folder is not None and step + 1 == training.steps):
+            told.waiting.append((step, seen))
+            last = step + 1 == training.steps
+            saving = run.checkpoint is not None and ((step + 1) % save_every == 0 or last)
+            if saving or (step + 1) % log_every == 0 or last:
+                told.tell()
+            if saving:
                 run.save(states, source, scaling, step + 1, told, given)
-        tell()
+        told.tell()
         if step + 1 < training.steps:
             raise ValueError(
                 f"The stream has {step + 1} batches, {training.steps} steps need as many."
             )
         assert scaling is not None
-        each = (
-            jax.tree.map(lambda leaf, i=i: leaf[i], states.dictionary)
-            for i in range(len(members.seed))
-        )
-        dictionaries = tuple(fold(d, scaling) for d in each)
-        skipped = tuple((batch, tuple(bad)) for batch, bad in told.skipped)
-        return Trained(dictionaries, _history(told, members), skipped)
+        return _trained(states, scaling, told, members)
+
+
+def _measured(config: DictionaryConfig, source: Any, batch: Any) -> Scaling:
+    """The scaling of the first batch, whose shapes are checked."""
+    _, x, y = source.take(batch)
+    _check(config, x, y)
+    return measure(x, x if y is x else y)
+
+
+def _trained(states: State, scaling: Scaling, told: _Told, members: Hyperparameters) -> Trained:
+    each = (
+        jax.tree.map(lambda leaf, i=i: leaf[i], states.dictionary) for i in range(len(members.seed))
+    )
+    dictionaries = tuple(fold(d, scaling) for d in each)
+    skipped = tuple((batch, tuple(bad)) for batch, bad in told.skipped)
+    return Trained(dictionaries, _history(told, members), skipped)
 
 
 def _check(config: DictionaryConfig, x: Any, y: Any) -> None:
@@ -169,18 +161,42 @@ def _check(config: DictionaryConfig, x: Any, y: Any) -> None:
             )
 
 
-@dataclasses.dataclass
 class _Told:
     """Lines of what updates told, and the batches that were left out; plain numbers."""
 
-    lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    skipped: list[list[Any]] = dataclasses.field(default_factory=list)
+    def __init__(
+        self, lines: list[dict[str, Any]] | None = None, skipped: list[list[Any]] | None = None
+    ):
+        self.lines, self.skipped = lines or [], skipped or []
+        self.waiting: list[tuple[int, Seen]] = []
 
-    def write(self, log: str | os.PathLike[str]) -> None:
-        """The lines so far as a JSONL file, in place of one that may be there."""
-        with whole(log) as temporary:
-            lines = (json.dumps(line) + "\n" for line in self.lines)
-            temporary.write_text("".join(lines), encoding="utf-8")
+    def to(
+        self, log: str | os.PathLike[str] | None, on_step: Callable[[int, dict[str, Any]], None],
+        *, stop: bool,
+    ) -> None:  # fmt: skip
+        """Whom to tell, and whether a batch that is not finite ends the run.
+
+        Raises ``FileExistsError`` for a log that holds anything but a run's lines.
+        """
+        self.log, self.on_step, self.stop = log, on_step, stop
+        if log is not None:
+            begin_log(log, self.lines, "error")
+
+    def tell(self) -> None:
+        """Tell of the updates since the last time, of the last of them at length."""
+        for at, seen in self.waiting:
+            bad = np.flatnonzero(~np.asarray(seen.finite))
+            if len(bad):
+                self.skipped.append([at, bad.tolist()])
+                if self.stop:
+                    raise ValueError(_reason(at, seen, bad))
+        if not self.waiting:
+            return
+        self.lines.append(line := _told(*self.waiting[-1]))
+        self.waiting.clear()
+        if self.log is not None:
+            append(self.log, json.dumps(line) + "\n")
+        self.on_step(int(line["step"]), line)
 
 
 def _reason(batch: int, seen: Seen, bad: np.ndarray) -> str:
@@ -221,37 +237,33 @@ class _Run:
     members: Hyperparameters
     source: dict[str, Any]
     folder: Path | None
-    seen: dict[str, str]
+    identity: dict[str, str]  # what tells its batches from another run's
 
     def held(self) -> contextlib.AbstractContextManager[None]:
         """The checkpoints' folder for this run alone."""
         return contextlib.nullcontext() if self.checkpoint is None else self.checkpoint.held()
 
-    def check_batch(self, batch: Any) -> None:
-        """Raise ``ValueError`` where the checkpoint was not made with this one as its last."""
-        assert self.checkpoint is not None
-        about = self.checkpoint.about()
-        assert about is not None
-        self.checkpoint.check_batch(about, batch)
-
     @functools.cached_property
     def checkpoint(self) -> Checkpoint | None:
         members = {name: np.asarray(value).tolist() for name, value in vars(self.members).items()}
+        config = dataclasses.asdict(self.config)
+        del config["model"]  # a name decides no number
         run = {
-            "config": dataclasses.asdict(self.config), "members": members, "source": self.source,
-            "training": dataclasses.asdict(self.training), **self.seen,
+            "config": config, "members": members, "source": self.source,
+            "training": dataclasses.asdict(self.training), **self.identity,
         }  # fmt: skip
         return None if self.folder is None else Checkpoint(self.folder, run)
 
-    def begin(self, source: Any, scaling: Scaling | None) -> Any:
-        """States, source, scaling, steps done and what was told, of a checkpoint if there is one.
+    def begin(
+        self, about: dict[str, Any] | None, source: Any, scaling: Scaling | None
+    ) -> tuple[State, Any, Scaling | None, _Told]:
+        """States, source, scaling and what was told, of a checkpoint if there is one.
 
-        Raises ``ValueError`` where the checkpoint is of another run.
+        about: of the checkpoint. Raises ``ValueError`` where it has another scaling.
         """
         states = jax.vmap(lambda m: start(self.config, self.training, m))(self.members)
-        about = None if self.checkpoint is None else self.checkpoint.about()
         if self.checkpoint is None or about is None:
-            return states, source, scaling, 0, _Told()
+            return states, source, scaling, _Told()
         like = {name: jnp.zeros(shape) for name, shape in about["scaling"].items()}
         like = jax.tree.map(jnp.asarray, (states, source.kept, like))
         states, changed, numbers = self.checkpoint.arrays(like)
@@ -259,14 +271,14 @@ class _Run:
         pairs = zip(jax.tree.leaves(scaling), jax.tree.leaves(kept), strict=False)
         if any(not np.array_equal(a, b) for a, b in pairs):
             raise ValueError(f"{self.folder} was begun with another scaling: give that, or none.")
-        return states, source.replace(**changed), kept, about["step"], _Told(**about["told"])
+        return states, source.replace(**changed), kept, _Told(**about["told"])
 
     def save(
         self, states: State, source: Any, scaling: Any, step: int, told: _Told, batch: Any
     ) -> None:
         assert self.checkpoint is not None
         about = {
-            "step": step, "told": dataclasses.asdict(told),
+            "step": step, "told": {"lines": told.lines, "skipped": told.skipped},
             "scaling": {name: np.shape(value) for name, value in vars(scaling).items()},
         }  # fmt: skip
         arrays = jax.tree.map(jnp.asarray, (states, source.kept, vars(scaling)))

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxinterp.checks import one_of, random_seed, real_number, whole_number
-from jaxinterp.files import append, checksums, content, locked, mark, room, tidy, whole
+from jaxinterp.files import append, checksums, content, locked, mark, marked, room, tidy, whole
 from jaxinterp.model import Model, as_tokens
 from jaxinterp.model.inputs import check_tokens
 from jaxinterp.reading import (
@@ -38,11 +38,8 @@ from jaxinterp.sae.harvest import values_at
 MANIFEST, CHUNKS = "store.json", "chunks.jsonl"
 FORMAT = 2
 ARRAYS = ("inputs", "targets")
-OURS = [
-    MANIFEST,
-    CHUNKS,
-    *(f"{name}/{file}" for name in ARRAYS for file in ("zarr.json", "c/[0-9]*")),
-]
+OURS = [MANIFEST, CHUNKS, *(f"{name}/zarr.json" for name in ARRAYS)]
+OUR_CHUNKS = [f"{name}/c/[0-9]*" for name in ARRAYS]
 DTYPES = ("float32", "float16")
 
 
@@ -209,6 +206,11 @@ def _begun(folder: Path, about: dict[str, Any]) -> Store | None:
     """What an earlier run has left in a folder, None where it is empty."""
     tidy(folder)
     if (folder / MANIFEST).is_file():
+        if marked(folder) is None:
+            raise ValueError(
+                f"{folder} holds {MANIFEST!r}, and nothing shows that jaxinterp wrote it: choose "
+                "the store of an earlier run, or an empty folder."
+            )
         kept = open_store(folder)
         if kept.about != about:
             changed = [n for n in about if kept.about.get(n) != about[n]]
@@ -221,7 +223,7 @@ def _begun(folder: Path, about: dict[str, Any]) -> Store | None:
             f"{folder} holds {strange[0]!r} and no {MANIFEST}: choose the store of an earlier run, "
             "or an empty folder."
         )
-    mark(folder, OURS)
+    mark(folder, OURS, OUR_CHUNKS)
     return None
 
 
@@ -339,7 +341,9 @@ def _put(folder: Path, name: str, values: np.ndarray, number: int, chunks: int) 
     try:
         array = _array(folder, name, "r+")
         array.resize(shape)
-    except Exception:  # there is none, or its description is damaged; chunks stay
+    # There is none, or zarr cannot read its description; chunks stay. Nothing else, such as a disk
+    # that fails, says anything about the description.
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         (folder / name / "zarr.json").unlink(missing_ok=True)
         array = zarr.create_array(
             folder / name, shape=shape, chunks=values.shape, dtype=values.dtype,

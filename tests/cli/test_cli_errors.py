@@ -288,7 +288,9 @@ def test_a_keyboard_interrupt(tiny, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("jaxinterp.patching.patch", interrupted)
     assert main(["patch", "--model", str(tiny), "--n", "2", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("jaxinterp: interrupted; the same command resumes.\n")
+    assert capsys.readouterr().err.endswith(
+        "jaxinterp: interrupted; the same command goes on where it was, or begins again.\n"
+    )
 
 
 def test_a_bug_of_ours_shows_where_it_is(tiny, tmp_path, monkeypatch):

@@ -157,7 +157,9 @@ def cut_short(begin, command, out, number, times, seed):
         codes[process.returncode] += 1
         assert "Traceback" not in errors, errors[-3000:]
         if process.returncode == 128 + number:
-            assert errors.endswith("jaxinterp: interrupted; the same command resumes.\n")
+            assert errors.endswith(
+                "jaxinterp: interrupted; the same command goes on where it was, or begins again.\n"
+            )
             assert not (out / LOCK).exists()
         if process.returncode == 0:
             break
@@ -173,7 +175,7 @@ SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
     ("kind", "number", "times"),
     [
         ("patch", signal.SIGINT, 2),
-        ("train", signal.SIGKILL, 2),
+        pytest.param("train", signal.SIGKILL, 2, marks=pytest.mark.long),
         *(
             pytest.param(kind, number, 10, marks=pytest.mark.long)
             for kind in ("patch", "train")
@@ -202,7 +204,8 @@ def test_stopped_before_anything_is_kept_nothing_is_left(begin, commands, tmp_pa
     assert not out.parent.exists()
 
 
-@pytest.mark.parametrize("kind", ["patch", pytest.param("train", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["patch", "train"])
 def test_a_full_disk(begin, commands, alone, tmp_path, kind):
     """A limit of what a file may hold: the first that is larger cannot be written."""
     blocks, out = {"patch": 6, "train": 18}[kind], tmp_path / "out"  # of 512 bytes

@@ -1,11 +1,14 @@
 """Where commands write: one run's results to a folder, and nothing of anybody else's is touched."""
 
+import io
 import json
+from pathlib import Path
 
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.cli import main
+from jaxinterp.cli import main, output
+from jaxinterp.cli.streams import Steady
 from jaxinterp.files import MARK
 
 HOSTILE = [
@@ -172,3 +175,40 @@ def test_a_command_that_fails_leaves_no_folder(run, tmp_path):
         assert code == 2
         assert "none" in said
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_is_gone_is_another_setting(tmp_path):
+    """It was something and is nothing now: an empty mapping, or not there at all."""
+    for before, now in (({"a": 1}, {}), ({}, {"a": 1})):
+        folder = tmp_path / str(before)
+        with output.output(folder, "patch", {"options": before}, False) as out:
+            (out / "z.nc").write_text("result")
+        with (
+            pytest.raises(FileExistsError, match="results of another run, of options"),
+            output.output(folder, "patch", {"options": now}, False),
+        ):
+            pass
+    output.begin(tmp_path / "script", "study", {"options": {"a": 1}, "seed": 0})
+    for now in ({"options": {}, "seed": 0}, {"seed": 0}):
+        with pytest.raises(SystemExit, match="made with options"):
+            output.begin(tmp_path / "script", "study", now)
+
+
+def test_the_folder_that_one_is_in_is_a_setting(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("one")
+    given = output._plain({"corpus": Path()})
+    assert given != output._plain({"corpus": None})
+    (tmp_path / "text.txt").write_text("two")
+    assert output._plain({"corpus": Path()}) != given
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
+def test_letters_that_a_terminal_lacks_are_escaped(encoding):
+    below = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    stream = Steady(below)
+    assert stream.write("a \x81 \u4e2d") == 5
+    stream.flush()
+    assert stream.lost is None
+    kept = "\x81" if encoding == "latin-1" else "\\x81"
+    assert below.buffer.getvalue().decode(encoding) == f"a {kept} \\u4e2d"

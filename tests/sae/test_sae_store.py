@@ -7,6 +7,7 @@ import pytest
 from small_models import ragged, small_model
 
 from jaxinterp import sae
+from jaxinterp.files import MARK
 from jaxinterp.loading import LoadError
 
 D = 8
@@ -154,6 +155,11 @@ DAMAGE = {
     "missing target": lambda s: chunk_files(s, "targets")[2].unlink(),
     "no description": lambda s: (s.path / "inputs" / "zarr.json").unlink(),
     "other description": lambda s: (s.path / "inputs" / "zarr.json").write_text("{"),
+    "an empty description": lambda s: (s.path / "inputs" / "zarr.json").write_text("{}"),
+    "a description of another kind": lambda s: (s.path / "inputs" / "zarr.json").write_text("[]"),
+    "a description of another format": lambda s: (s.path / "inputs" / "zarr.json").write_text(
+        '{"zarr_format": 3, "node_type": "array"}'
+    ),
 }
 
 
@@ -223,6 +229,30 @@ def test_a_folder_of_another_kind_is_left_alone(tmp_path):
         put(tmp_path)
     assert all(p.read_text() == "mine" for p in tmp_path.rglob("*") if p.is_file())
     assert len(list(tmp_path.rglob("*"))) == 5
+
+
+def test_a_store_without_a_marker_is_somebody_elses(tmp_path):
+    put(tmp_path)
+    (tmp_path / MARK).unlink()
+    (tmp_path / "inputs" / "zarr.json").write_text("{")
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match="nothing shows that jaxinterp wrote it"):
+        put(tmp_path)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_an_array_that_cannot_be_opened_keeps_its_description(tmp_path, monkeypatch):
+    """Only what zarr says of a damaged description makes it ours to write anew."""
+
+    def full(*_):
+        raise OSError("Input/output error")
+
+    put(tmp_path, n=2)
+    before = (tmp_path / "inputs" / "zarr.json").read_bytes()
+    monkeypatch.setattr("jaxinterp.sae.store._array", full)
+    with pytest.raises(OSError, match="Input/output"):
+        put(tmp_path, n=3)
+    assert (tmp_path / "inputs" / "zarr.json").read_bytes() == before
 
 
 def test_one_harvest_at_a_time(tmp_path):

@@ -1,5 +1,6 @@
 """Training: one update against optax by hand, fronts, resuming, bad batches, a known dictionary."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -411,6 +412,26 @@ def test_a_log_has_a_line_every_few_steps(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == seen == [4, 9, 14, 19]
     assert lines[-1]["l0"] == found.history.l0[-1].values.tolist()
+
+
+def test_a_log_that_is_no_runs_is_not_replaced(tmp_path):
+    (tmp_path / "notes").write_text("mine\n")
+    with pytest.raises(FileExistsError, match=r"Line 1 of .*notes is not one that a run told of"):
+        trained(log=tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "mine\n"
+
+
+def test_a_models_name_decides_nothing(tmp_path, monkeypatch):
+    """The same run goes on where its model was loaded under another name."""
+    places = {"folder": tmp_path / "run", "save_every": 6}
+    made = trained(**places)
+    config, own = KINDS["relu"]
+    monkeypatch.setitem(KINDS, "relu", (dataclasses.replace(config, model="another"), own))
+    again = trained(**places)
+    assert again.dictionaries[0].config.model == "another"
+    np.testing.assert_array_equal(
+        again.dictionaries[0].params.W_dec, made.dictionaries[0].params.W_dec
+    )
 
 
 def test_a_log_of_a_resumed_run_says_nothing_twice(tmp_path):
