@@ -252,7 +252,7 @@ def test_every_key_of_their_files_counts(where, value, named, tmp_path):
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (8, 1)])
 @pytest.mark.parametrize("form", ["own", "mib"])
 def test_what_is_written_is_never_too_large_to_read(heads, form, tmp_path, monkeypatch):
-    """The limit grows with the graph: of Llama 3.1 8B's 805,681 edges a file has over 60 MB."""
+    """The limit grows with the graph: of Llama 3.1 8B's 805,681 edges the MIB file has 113 MiB."""
     n_heads, n_kv_heads = heads
     graph = Graph(LLAMA.replace(n_layers=8, n_heads=n_heads, n_kv_heads=n_kv_heads))
     path = scored(graph).save(tmp_path / "c.json", format=form)
