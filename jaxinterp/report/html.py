@@ -87,7 +87,7 @@ def is_ours(path: str | os.PathLike[str]) -> bool:
 def write_page(page: str, path: str | os.PathLike[str]) -> Path:
     """Write it, whole or not at all."""
     with whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8", errors="replace")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
