@@ -102,8 +102,7 @@ def train(
     if (kind == "transcoder") != bool(target):
         raise ValueError(f"--kind {kind} --target {target!r}: a transcoder has one, an SAE none.")
     rows = texts(corpus, "train")
-    if activation in ("topk", "batch_topk"):
-        k = k or (32.0,)
+    k = k or ((32.0,) if activation in ("topk", "batch_topk") else ())
     names, members = _members(k, sparsity, target_l0, seeds, learning_rate)
     scalars = None if tensorboard is None else scalars_in(tensorboard, names)
     front = _Front(names, members, scalars)
@@ -120,10 +119,9 @@ def train(
         store = _harvested(place, about, net, tokenizer, config, rows)
         if batch > len(store):
             raise ValueError(f"--batch {batch}: there are {len(store)} examples only.")
-        steps = epochs * len(store) // batch
-        training = sae.TrainingConfig(steps, dead_after=dead_after)
+        training = sae.TrainingConfig(epochs * len(store) // batch, dead_after=dead_after)
         found = front.train(place, store, config, training, batch, save_every)
-        about |= {"steps": steps, "epochs": epochs, "batch": batch}
+        about |= {"steps": training.steps, "epochs": epochs, "batch": batch}
         history = front.write(place, found, net, config, form, about)
     front.show(history)
 

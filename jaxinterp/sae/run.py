@@ -91,16 +91,13 @@ def train(
     whole_number("log_every", log_every, 1)
     members = members.spread()
     members.check(config)
-    if training.slots is None:
-        slots = 0 if mesh is not None else slots_for(config, float(np.max(members.k)))
-        training = dataclasses.replace(training, slots=slots)
+    training = _with_slots(training, config, members, mesh)
     source = Given() if source is None else source
     stream = iter(batches)
     first = list(itertools.islice(stream, 1))
     stream = itertools.chain(first, stream)
     identity = {} if folder is None or not first else {"batch": digest(first)}
-    place = None if folder is None else Path(folder).absolute()
-    run = _Run(config, training, members, source.about, place, identity)
+    run = _Run(config, training, members, source.about, folder, identity)
     with run.held():
         about = None if run.checkpoint is None else run.checkpoint.about()
         states, source, scaling, told = run.begin(about, source, scaling)
@@ -133,6 +130,16 @@ def train(
             )
         assert scaling is not None
         return _trained(states, scaling, told, members)
+
+
+def _with_slots(
+    training: TrainingConfig, config: DictionaryConfig, members: Hyperparameters, mesh: Mesh | None
+) -> TrainingConfig:
+    """The same with a number of slots, where none was given."""
+    if training.slots is not None:
+        return training
+    slots = 0 if mesh is not None else slots_for(config, float(np.max(members.k)))
+    return dataclasses.replace(training, slots=slots)
 
 
 def _measured(config: DictionaryConfig, source: Any, batch: Any) -> Scaling:
@@ -236,7 +243,7 @@ class _Run:
     training: TrainingConfig
     members: Hyperparameters
     source: dict[str, Any]
-    folder: Path | None
+    folder: str | os.PathLike[str] | None
     identity: dict[str, str]  # what tells its batches from another run's
 
     def held(self) -> contextlib.AbstractContextManager[None]:
@@ -252,7 +259,7 @@ class _Run:
             "config": config, "members": members, "source": self.source,
             "training": dataclasses.asdict(self.training), **self.identity,
         }  # fmt: skip
-        return None if self.folder is None else Checkpoint(self.folder, run)
+        return None if self.folder is None else Checkpoint(Path(self.folder).absolute(), run)
 
     def begin(
         self, about: dict[str, Any] | None, source: Any, scaling: Scaling | None
