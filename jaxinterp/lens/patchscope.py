@@ -69,9 +69,7 @@ def patchscope(
     for layer in given:
         for put in [layer] if others is None else others:
             edit = replace("resid_pre", values[layer][:, None], layer=put, position=places)
-            found = generate(
-                model, target, n_new, interventions=edit, apply="prompt", stop=stop
-            )
+            found = generate(model, target, n_new, interventions=edit, apply="prompt", stop=stop)
             tokens.append(found.kept())
             texts += [] if tokenizer is None else found.texts(tokenizer)
             log_probs.append(np.asarray(found.log_probs))
