@@ -147,7 +147,7 @@ def test_forward(seed):
     assert leaks(lambda t: forward(model, t, edits).logits, model.config, tokens) == []
 
 
-@pytest.mark.parametrize("seed", cases(4, 80))
+@pytest.mark.parametrize("seed", cases(4, 30))
 def test_under_the_users_own_transformations(seed):
     model, tokens, edits = setting(seed)
 
@@ -163,7 +163,7 @@ def test_under_the_users_own_transformations(seed):
     assert leaks(run, model.config, tokens) == []
 
 
-@pytest.mark.parametrize("seed", cases(4, 80))
+@pytest.mark.parametrize("seed", cases(4, 30))
 def test_no_slope_leads_to_what_is_not_seen(seed):
     model, tokens, edits = setting(seed)
     edits = tuple(e for e in edits if e.sites[0] in ("attn_scores", "pattern"))
@@ -179,7 +179,7 @@ def test_no_slope_leads_to_what_is_not_seen(seed):
     assert not np.asarray(slopes)[~may].any()
 
 
-@pytest.mark.parametrize("seed", cases(4, 80))
+@pytest.mark.parametrize("seed", cases(4, 30))
 def test_sweeps(seed):
     model, tokens, _ = setting(seed)
     rng = np.random.default_rng(seed)
