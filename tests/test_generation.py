@@ -488,3 +488,10 @@ def test_ends_that_the_model_lacks_do_not_stop_it():
     assert generation.ends_of(init(small, jax.random.key(0)), tokenizer) is None
     assert generation.ends_of(small_model("gpt2"), tokenizer) == (11,)
     assert generation.ends_of(small_model("gpt2"), None) is None
+
+
+def test_no_ends_stop_nothing():
+    model, tokens = small_model("gpt2"), as_tokens(EVEN)
+    unstopped, empty = (generate(model, tokens, 2, stop=stop) for stop in (None, ()))
+    np.testing.assert_array_equal(unstopped.new, empty.new)
+    assert (empty.lengths == 2).all()

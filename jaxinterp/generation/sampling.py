@@ -69,7 +69,8 @@ def as_sampling(
     real_number("top_p", top_p, above=0, most=1, optional=True)
     whole_number("pad", pad, 0, size - 1)
     hint = f"token ids from 0 to {size - 1}"
-    stops = np.zeros(0, np.int32) if stop is None else indices(stop, "stop", hint)
+    none = stop is None or (is_concrete(stop) and np.size(stop) == 0)  # `Tokenizer.ends` may be ()
+    stops = np.zeros(0, np.int32) if none else indices(stop, "stop", hint)
     if ((stops < 0) | (stops >= size)).any():
         raise ValueError(f"stop={stop!r}, expected {hint}.")
     greedy = is_concrete(temperature) and temperature == 0
