@@ -38,9 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None) -> int:
-    import tyro
-
     try:
+        import tyro
+
         tyro.cli(
             _choice(_commands()),
             prog="jaxinterp",
@@ -139,6 +139,8 @@ def run() -> None:
     code = 1
     try:
         code = main()
+    except KeyboardInterrupt:  # before the command began, or after its end
+        code = _interrupted()
     except SystemExit as end:  # of the parser
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
