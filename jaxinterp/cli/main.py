@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import operator
 import os
 import signal
@@ -156,6 +157,8 @@ def _stop(number: int, frame: Any) -> None:
     _STOPPED.append(number)
     if len(_STOPPED) > 1:
         os._exit(128 + number)
+    if not os.environ.get("JAXINTERP_DEBUG"):
+        logging.disable()  # what libraries log of work that is cut short
     raise KeyboardInterrupt
 
 
