@@ -135,6 +135,12 @@ def run() -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
+    if not os.environ.get("JAXINTERP_DEBUG"):
+        import absl.logging
+
+        # Threads of orbax log, with a traceback, the errors that they hand on.
+        absl.logging.set_verbosity(absl.logging.FATAL)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     sys.unraisablehook = _swallowed
     threading.excepthook = _thread_failed
     code = 1
@@ -157,15 +163,14 @@ def _stop(number: int, frame: Any) -> None:
     _STOPPED.append(number)
     if len(_STOPPED) > 1:
         os._exit(128 + number)
-    if not os.environ.get("JAXINTERP_DEBUG"):
-        logging.disable()  # what libraries log of work that is cut short
     raise KeyboardInterrupt
 
 
 def _swallowed(found: Any) -> None:
     """An interruption that fell into a callback of Python's collector comes again in a moment."""
     if not (_STOPPED and isinstance(found.exc_value, KeyboardInterrupt)):
-        sys.__unraisablehook__(found)
+        if os.environ.get("JAXINTERP_DEBUG"):
+            sys.__unraisablehook__(found)
     elif hasattr(signal, "setitimer"):
         signal.signal(signal.SIGALRM, _again)
         signal.setitimer(signal.ITIMER_REAL, 0.02)

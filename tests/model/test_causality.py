@@ -141,6 +141,14 @@ def cases(default: int, whole: int) -> list[Any]:
     return [pytest.param(s, marks=[pytest.mark.long] if s >= default else []) for s in range(whole)]
 
 
+@pytest.fixture(autouse=True)
+def forget_programs_on_the_way(request):
+    yield
+    params = getattr(request.node, "callspec", None)
+    if params is not None and params.params.get("seed", 1) % 20 == 0:
+        jax.clear_caches()  # a process may hold only so many programs
+
+
 @pytest.mark.parametrize("seed", cases(16, 320))
 def test_forward(seed):
     model, tokens, edits = setting(seed)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from cases import EXACT, GRADIENT, case, no_numbers
+from cases import EXACT, FORWARD, GRADIENT, case, no_numbers
 from small_models import CORRECT, OTHER, PROMPTS, WRONG
 from two_codes import MODEL as TWO_CODES
 from two_codes import PLANES, task_of
@@ -191,7 +191,7 @@ def loss(model, tokens):
     return each.mean(), {}
 
 
-@case("training.train", own=True, long=True)
+@case("training.train", own=True, long=True, within={**FORWARD, "float16": 0.02})
 def training_of_models(given):
     """Steps so small that each is lost in the rounding of a half-precision parameter."""
     start = given.model()
