@@ -113,7 +113,7 @@ def _update(
         x, old, key = at  # B P N
         y = x.astype(jnp.float32)
         if order == "random":
-            y = jnp.where(y > 0, jax.random.uniform(key, y.shape), -jnp.inf)
+            y = jnp.where(y > 0, jax.random.uniform(key, y.shape, jnp.float32), -jnp.inf)
         y = jnp.where(mask[:, :, None], y, -jnp.inf).transpose(2, 0, 1)
         if one_per_prompt:
             place = y.argmax(-1)  # N B

@@ -249,7 +249,7 @@ def _composed(first: FactoredMatrix, second: FactoredMatrix) -> jax.Array:
 def _random_composition(width: int, rank: int, draws: int = 8) -> float:
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = [(draws, width, rank), (draws, rank, width)] * 2
-    a, b, c, d = (jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True))
+    a, b, c, d = (jax.random.normal(k, s, jnp.float32) for k, s in zip(keys, shapes, strict=True))
     return float(_composed(FactoredMatrix(a, b), FactoredMatrix(c, d)).mean())
 
 

@@ -91,15 +91,15 @@ def _train(
 
     def examples(key: jax.Array, density: jax.Array, size: int) -> jax.Array:
         there, value = jax.random.split(key)
-        x = jax.random.uniform(value, (size, n))
-        return jnp.where(jax.random.uniform(there, (size, n)) < density, x, 0)
+        x = jax.random.uniform(value, (size, n), jnp.float32)
+        return jnp.where(jax.random.uniform(there, (size, n), jnp.float32) < density, x, 0)
 
     def loss_of(toy: Toy, x: jax.Array, importance: jax.Array) -> jax.Array:
         return (importance * jnp.square(x - toy(x))).sum(-1).mean()
 
     def one(key: jax.Array, density: jax.Array, importance: jax.Array) -> tuple[Toy, jax.Array]:
         begin, data, final = jax.random.split(key, 3)
-        W = jax.random.normal(begin, (n_hidden, n)) / np.sqrt(n_hidden)
+        W = jax.random.normal(begin, (n_hidden, n), jnp.float32) / np.sqrt(n_hidden)
         toy = Toy(W, jnp.zeros(n))
 
         def step(state: Any, i: jax.Array) -> tuple[Any, None]:

@@ -37,7 +37,7 @@ class Gates(NamedTuple):
 
 def draw(log_alpha: jax.Array, key: jax.Array) -> jax.Array:
     """Hard-concrete gates in [0, 1] (Louizos et al. 2018, eq. 10 and 11)."""
-    u = jax.random.uniform(key, log_alpha.shape, minval=1e-6, maxval=1 - 1e-6)
+    u = jax.random.uniform(key, log_alpha.shape, jnp.float32, 1e-6, 1 - 1e-6)
     s = jax.nn.sigmoid((jnp.log(u) - jnp.log1p(-u) + log_alpha) / HEAT)
     return (s * (HIGH - LOW) + LOW).clip(0, 1)
 

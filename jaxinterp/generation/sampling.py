@@ -37,7 +37,9 @@ def choose(logits: jax.Array, sampling: Sampling, step: jax.Array) -> jax.Array:
     scores = kept(scores, sampling.top_k, sampling.top_p)
     key = jax.random.fold_in(sampling.key, step)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(scores)))
-    return jnp.where(greedy, best, jax.vmap(jax.random.categorical)(keys, scores))
+    return jnp.where(
+        greedy, best, jax.vmap(jax.random.categorical)(keys, scores.astype(jnp.float32))
+    )
 
 
 def kept(scores: jax.Array, top_k: Any, top_p: Any) -> jax.Array:

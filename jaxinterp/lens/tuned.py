@@ -115,7 +115,7 @@ def _step(
     last = found["resid_post"][-1].reshape(points.shape[1:])
     if rows is not None:
         # Gumbel noise where there is a token: a uniform draw without replacement.
-        noise = jnp.where(weight > 0, jax.random.gumbel(key, weight.shape), -jnp.inf)
+        noise = jnp.where(weight > 0, jax.random.gumbel(key, weight.shape, jnp.float32), -jnp.inf)
         _, chosen = jax.lax.top_k(noise, rows)
         points, last, weight = points[:, chosen], last[chosen], weight[chosen]
     final = jax.nn.log_softmax(_logits(model, last))

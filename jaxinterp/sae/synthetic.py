@@ -41,14 +41,14 @@ class Synthetic(struct.PyTreeNode):
         n = whole_number("n", n, 1, MANY)
         common, own, sizes, ties = jax.random.split(key, 4)
         G, R = self.factors.shape
-        shared = jax.random.normal(common, (n, R)) @ self.factors.T
+        shared = jax.random.normal(common, (n, R), jnp.float32) @ self.factors.T
         left = jnp.sqrt(jnp.maximum(1 - jnp.square(self.factors).sum(1), 0))
-        z = shared + left * jax.random.normal(own, (n, G))
+        z = shared + left * jax.random.normal(own, (n, G), jnp.float32)
         fires = z < jax.scipy.special.ndtri(jnp.clip(self.probability, 1e-7, 1 - 1e-7))
-        fires = self._alone(fires, jax.random.uniform(ties, (n, G)))
+        fires = self._alone(fires, jax.random.uniform(ties, (n, G), jnp.float32))
         for _ in range(self.depth - 1):  # a child waits for all above it
             fires = fires & jnp.where(self.parent < 0, True, fires[:, self.parent])
-        values = self.mean + self.spread * jax.random.normal(sizes, (n, G))
+        values = self.mean + self.spread * jax.random.normal(sizes, (n, G), jnp.float32)
         values = jnp.where(fires, jnp.maximum(values, 0.05), 0)
         return values @ self.directions + self.bias, values
 

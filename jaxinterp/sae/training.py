@@ -180,7 +180,7 @@ def start(config: DictionaryConfig, training: TrainingConfig, member: Hyperparam
     optimizer = _adam(training)
     key, c = jax.random.key(member.seed), config
     shapes = c.shapes
-    W_dec = jax.random.normal(key, shapes["W_dec"])
+    W_dec = jax.random.normal(key, shapes["W_dec"], jnp.float32)
     if c.kind == "cross_layer":
         W_dec = jnp.where(
             jnp.triu(jnp.ones((c.n_layers, c.n_layers), bool))[..., None, None], W_dec, 0
@@ -208,7 +208,9 @@ def _transposed(W_dec: jax.Array, c: DictionaryConfig, key: jax.Array) -> jax.Ar
         return jnp.einsum("llfo->lof", W_dec)
     if c.kind == "sae":
         return W_dec.T
-    W = jax.random.normal(key, c.shapes["W_enc"])  # a transcoder: what it reads is another space
+    W = jax.random.normal(
+        key, c.shapes["W_enc"], jnp.float32
+    )  # a transcoder: what it reads is another space
     return W / jnp.linalg.norm(W, axis=-2, keepdims=True)
 
 

@@ -92,8 +92,10 @@ def work(out):
     """How much a run has kept so far."""
     chunks = out / "activations" / "chunks.jsonl"
     lines = chunks.read_text().count("\n") if chunks.exists() else 0
-    state = out / "checkpoint" / "run.json"
-    steps = json.loads(state.read_text())["step"] if state.exists() else 0
+    try:
+        steps = json.loads((out / "checkpoint" / "run.json").read_text())["step"]
+    except FileNotFoundError:  # none yet, or the folder is being replaced at this moment
+        steps = 0
     return len(list(out.glob(".parts/[0-9a-f]*.npz"))) + lines + steps
 
 
